@@ -1,0 +1,1 @@
+"""Headrace: a gRPC tracking gateway for machine-learning training."""

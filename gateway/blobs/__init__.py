@@ -1,0 +1,1 @@
+"""S3. The only importer of aioboto3."""

@@ -1,0 +1,1 @@
+"""Values, limits, policies and errors. Pure: standard library and numpy only."""

@@ -1,0 +1,58 @@
+"""The limits of the wire contract, as constants.
+
+Clients check the same numbers when logging, so they change only with the
+contract. Limits that an operator may choose stand in `gateway.config`.
+"""
+
+from typing import Final
+
+BATCH_POINTS_MAX: Final = 8_192
+"""Points in a batch. 28 bytes each on the wire: 224 KiB, so that a thousand
+stalled streams that each hold one received batch stay below 256 MiB."""
+
+MESSAGE_BYTES_MAX: Final = 1_048_576
+"""Bytes in any message."""
+
+KEY_CHARACTERS_MAX: Final = 250
+"""Characters in a metric's key; MLflow's limit."""
+
+KEYS_MAX: Final = 100_000
+"""Key indexes of a writer, and series of a run and rank."""
+
+RESUME_EXEMPT_KEYS_MAX: Final = 1_000
+"""Keys that a resume step does not hide."""
+
+STEP_MIN: Final = -(2**62)
+STEP_MAX: Final = 2**62
+"""Steps. Twice any difference of two steps still fits int64."""
+
+TIME_US_MIN: Final = 0
+TIME_US_MAX: Final = 253_402_300_799_999_999
+"""Times in µs since 1970: up to the year 9999, what PostgreSQL, Python and
+JavaScript can all print."""
+
+REJECTION_SAMPLES_MAX: Final = 16
+"""Samples of rejections kept with a writer and sent in one ack."""
+
+NAME_CHARACTERS_MAX: Final = 250
+"""Characters in the name of a run or experiment."""
+
+HEARTBEAT_INTERVAL_MS: Final = 15_000
+"""A client sends something at least this often."""
+
+READ_KEYS_MAX: Final = 10_000
+"""Keys named in one read."""
+
+READ_POINTS_PER_MESSAGE_MAX: Final = 32_768
+"""Points in one message of a read: 24 bytes each, 768 KiB."""
+
+CHUNK_POINTS_MAX: Final = 128
+"""Points in a stored chunk with regular steps. A row of 128 is
+128 x (8 value + 4 time) + 180 = 1,716 bytes: under the 2,000 at which
+PostgreSQL compresses a row (TOAST), which costs eight times the insert."""
+
+CHUNK_POINTS_MAX_IRREGULAR: Final = 104
+"""Points in a stored chunk that lists its steps: 104 x 16 + 204 = 1,868 bytes."""
+
+SUMMARY_BLOCK_SERIES: Final = 24
+"""Series in one row of writer_summaries: 24 x 7 x 8 + 7 x 24 + 60 = 1,572 bytes."""

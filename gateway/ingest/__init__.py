@@ -1,0 +1,1 @@
+"""The ingest path: session → coalescer → chunks → writer."""

@@ -1,0 +1,1 @@
+"""Thin gRPC services, interceptors and conversions."""

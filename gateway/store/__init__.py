@@ -1,0 +1,1 @@
+"""PostgreSQL. The only importer of asyncpg; SQL stands in `queries/*.sql`."""
