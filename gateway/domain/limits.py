@@ -23,8 +23,8 @@ RESUME_EXEMPT_KEYS_MAX: Final = 1_000
 """Keys that a resume step does not hide."""
 
 STEP_MIN: Final = -(2**62)
-STEP_MAX: Final = 2**62
-"""Steps. Twice any difference of two steps still fits int64."""
+STEP_MAX: Final = 2**62 - 1
+"""Steps. The difference of any two fits int64."""
 
 TIME_US_MIN: Final = 0
 TIME_US_MAX: Final = 253_402_300_799_999_999

@@ -93,7 +93,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     rejected and counted; the stream goes on.
     """
     ERROR_REASON_STEP_OUT_OF_RANGE: _ErrorReason.ValueType  # 19
-    """A step lies outside [-2^62, 2^62]. The point is rejected and counted."""
+    """A step lies outside [-2^62, 2^62). The point is rejected and counted."""
     ERROR_REASON_TIME_OUT_OF_RANGE: _ErrorReason.ValueType  # 20
     """A time lies outside [0, 253402300799999999] microseconds (the years 1970
     to 9999). The point is rejected and counted.
@@ -223,7 +223,7 @@ ERROR_REASON_KEYS_EXHAUSTED: ErrorReason.ValueType  # 18
 rejected and counted; the stream goes on.
 """
 ERROR_REASON_STEP_OUT_OF_RANGE: ErrorReason.ValueType  # 19
-"""A step lies outside [-2^62, 2^62]. The point is rejected and counted."""
+"""A step lies outside [-2^62, 2^62). The point is rejected and counted."""
 ERROR_REASON_TIME_OUT_OF_RANGE: ErrorReason.ValueType  # 20
 """A time lies outside [0, 253402300799999999] microseconds (the years 1970
 to 9999). The point is rejected and counted.

@@ -86,7 +86,7 @@ class OpenWriter(google.protobuf.message.Message):
     """The attempt, from 1. 0 means 1."""
     resume_step: builtins.int
     """The first step this attempt computes anew; absent for a fresh start or
-    when nothing is to be hidden. Range [-2^62, 2^62].
+    when nothing is to be hidden. Range [-2^62, 2^62).
     """
     @property
     def resume_exempt_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -121,7 +121,8 @@ class KeyDefinition(google.protobuf.message.Message):
     KEY_FIELD_NUMBER: builtins.int
     index: builtins.int
     """The index that batches use; from 0, below 100,000. Redefining an index
-    with the same key is fine; with another key it fails with FIELD_INVALID.
+    with the same key is fine. Giving it another key, or a key a second index,
+    fails with FIELD_INVALID.
     """
     key: builtins.str
     """The metric's key: 1 to 250 characters of UTF-8 without control
@@ -190,7 +191,7 @@ class MetricBatch(google.protobuf.message.Message):
 
     @property
     def step(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The step of each point, in [-2^62, 2^62]."""
+        """The step of each point, in [-2^62, 2^62)."""
 
     @property
     def time_unix_us(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
