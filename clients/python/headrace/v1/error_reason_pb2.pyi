@@ -137,6 +137,51 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The method does not exist or is not open to callers. UNIMPLEMENTED or
     PERMISSION_DENIED; retry never.
     """
+    ERROR_REASON_ARTIFACT_PATH_INVALID: _ErrorReason.ValueType  # 32
+    """The path is no valid artifact path. INVALID_ARGUMENT; retry never.
+    Example: `../model.pt`.
+    """
+    ERROR_REASON_ARTIFACT_PATH_CONFLICT: _ErrorReason.ValueType  # 33
+    """A file stands where a folder is needed, or a folder where a file is.
+    FAILED_PRECONDITION; retry never. Example: `a/b` when `a` is a file.
+    """
+    ERROR_REASON_ARTIFACT_NOT_FOUND: _ErrorReason.ValueType  # 34
+    """The run has no artifact with this path. NOT_FOUND; retry never."""
+    ERROR_REASON_ARTIFACT_CHANGED: _ErrorReason.ValueType  # 35
+    """The path holds other content than the digest asked for.
+    FAILED_PRECONDITION; retry never.
+    """
+    ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 36
+    """The upload was completed, aborted, has expired, or the S3 server forgot
+    it. NOT_FOUND; call BeginUpload again.
+    """
+    ERROR_REASON_UPLOAD_INCOMPLETE: _ErrorReason.ValueType  # 37
+    """Parts of the upload are missing; the metadata has the first in
+    `part_number` and how many in `missing`. FAILED_PRECONDITION; resume:
+    send them.
+    """
+    ERROR_REASON_DIGEST_MISMATCH: _ErrorReason.ValueType  # 38
+    """The bytes differ from the announced size or digest: damaged on the way,
+    or the file was changed meanwhile. Nothing of them is visible. DATA_LOSS;
+    resume: send them again, or hash the file anew.
+    """
+    ERROR_REASON_TRANSFER_STALLED: _ErrorReason.ValueType  # 39
+    """The client sent too little for too long. ABORTED; resume."""
+    ERROR_REASON_DIRECT_UNAVAILABLE: _ErrorReason.ValueType  # 40
+    """Signed URLs are switched off at this gateway. FAILED_PRECONDITION; retry
+    never: send the bytes through the gateway.
+    """
+    ERROR_REASON_BLOB_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 41
+    """The S3 server cannot be reached, or asked to wait. UNAVAILABLE with
+    RetryInfo; retry later. The metadata has `bucket`.
+    """
+    ERROR_REASON_BLOB_STORE_DENIED: _ErrorReason.ValueType  # 42
+    """The S3 server refuses the gateway. The message names the remedy, the
+    metadata `bucket` and `permission`. FAILED_PRECONDITION; retry never,
+    until the operator has acted. Example: no s3:PutObject on the bucket.
+    """
+    ERROR_REASON_ARTIFACTS_DISABLED: _ErrorReason.ValueType  # 43
+    """This gateway has no S3 bucket. FAILED_PRECONDITION; retry never."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed or a point was rejected.
@@ -267,4 +312,49 @@ ERROR_REASON_METHOD_UNKNOWN: ErrorReason.ValueType  # 31
 """The method does not exist or is not open to callers. UNIMPLEMENTED or
 PERMISSION_DENIED; retry never.
 """
+ERROR_REASON_ARTIFACT_PATH_INVALID: ErrorReason.ValueType  # 32
+"""The path is no valid artifact path. INVALID_ARGUMENT; retry never.
+Example: `../model.pt`.
+"""
+ERROR_REASON_ARTIFACT_PATH_CONFLICT: ErrorReason.ValueType  # 33
+"""A file stands where a folder is needed, or a folder where a file is.
+FAILED_PRECONDITION; retry never. Example: `a/b` when `a` is a file.
+"""
+ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 34
+"""The run has no artifact with this path. NOT_FOUND; retry never."""
+ERROR_REASON_ARTIFACT_CHANGED: ErrorReason.ValueType  # 35
+"""The path holds other content than the digest asked for.
+FAILED_PRECONDITION; retry never.
+"""
+ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 36
+"""The upload was completed, aborted, has expired, or the S3 server forgot
+it. NOT_FOUND; call BeginUpload again.
+"""
+ERROR_REASON_UPLOAD_INCOMPLETE: ErrorReason.ValueType  # 37
+"""Parts of the upload are missing; the metadata has the first in
+`part_number` and how many in `missing`. FAILED_PRECONDITION; resume:
+send them.
+"""
+ERROR_REASON_DIGEST_MISMATCH: ErrorReason.ValueType  # 38
+"""The bytes differ from the announced size or digest: damaged on the way,
+or the file was changed meanwhile. Nothing of them is visible. DATA_LOSS;
+resume: send them again, or hash the file anew.
+"""
+ERROR_REASON_TRANSFER_STALLED: ErrorReason.ValueType  # 39
+"""The client sent too little for too long. ABORTED; resume."""
+ERROR_REASON_DIRECT_UNAVAILABLE: ErrorReason.ValueType  # 40
+"""Signed URLs are switched off at this gateway. FAILED_PRECONDITION; retry
+never: send the bytes through the gateway.
+"""
+ERROR_REASON_BLOB_STORE_UNAVAILABLE: ErrorReason.ValueType  # 41
+"""The S3 server cannot be reached, or asked to wait. UNAVAILABLE with
+RetryInfo; retry later. The metadata has `bucket`.
+"""
+ERROR_REASON_BLOB_STORE_DENIED: ErrorReason.ValueType  # 42
+"""The S3 server refuses the gateway. The message names the remedy, the
+metadata `bucket` and `permission`. FAILED_PRECONDITION; retry never,
+until the operator has acted. Example: no s3:PutObject on the bucket.
+"""
+ERROR_REASON_ARTIFACTS_DISABLED: ErrorReason.ValueType  # 43
+"""This gateway has no S3 bucket. FAILED_PRECONDITION; retry never."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
