@@ -1,0 +1,1 @@
+"""Claims about Headrace, checked against real servers on real sockets."""

@@ -1,0 +1,105 @@
+"""Fixtures: real servers from wheels, a fresh database for each test.
+
+`postgres` and `s3` start once a session (under a second each); `database_dsn`
+clones a migrated template (tens of milliseconds); `gateway` is a process of its
+own. Tests that kill or freeze PostgreSQL start one of their own with
+`EmbeddedPostgres(tmp_path)`.
+"""
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gateway.embedded import EmbeddedPostgres, EmbeddedS3
+from gateway.store.migrate import migrate
+from tests.support.gateway_process import GatewayProcess
+
+_TEMPLATE = "headrace_template"
+_numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="runs for minutes; use --long")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(skip)
+
+
+def run_apart(coroutine: Any) -> Any:
+    """Run a coroutine to its end on a loop of its own, whether or not one runs here."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, coroutine).result()
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def _dsn_of(server: EmbeddedPostgres, database: str) -> str:
+    return server.dsn.rpartition("/")[0] + f"/{database}"
+
+
+@pytest.fixture(scope="session")
+def _session_directory() -> Iterator[Path]:
+    # Not pytest's own: its long paths do not fit a Unix socket's address.
+    with tempfile.TemporaryDirectory(prefix="headrace-tests-") as name:
+        Path(name).chmod(0o711)  # PostgreSQL may run under another account
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def postgres(_session_directory: Path) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL server; `.dsn` (TCP), `.socket_dsn`. Its `headrace` database stays empty.
+
+    fsync is off: these tests kill processes, and what a killed process wrote
+    stays in the kernel. Only a power loss needs fsync, and no test makes one.
+    """
+    settings = {"fsync": "off", "max_connections": "200", "shared_buffers": "128MB"}
+    with EmbeddedPostgres(_session_directory / "pg", settings=settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _template(postgres: EmbeddedPostgres) -> str:
+    run_apart(_execute(postgres.dsn, f"CREATE DATABASE {_TEMPLATE}"))
+    run_apart(migrate(_dsn_of(postgres, _TEMPLATE)))
+    return _TEMPLATE
+
+
+@pytest.fixture
+def database_dsn(postgres: EmbeddedPostgres, _template: str) -> Iterator[str]:
+    """The DSN of a fresh, migrated database."""
+    name = f"test_{next(_numbers)}"
+    run_apart(_execute(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE {_template}"))
+    yield _dsn_of(postgres, name)
+    run_apart(_execute(postgres.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def gateway(database_dsn: str, tmp_path: Path) -> Iterator[GatewayProcess]:
+    """A gateway process on a fresh database; see GatewayProcess."""
+    with GatewayProcess(database_dsn, tmp_path) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def s3(_session_directory: Path) -> Iterator[EmbeddedS3]:
+    """An S3 server: `.endpoint_url`, `.access_key_id`, `.secret_access_key`, `.bucket`."""
+    with EmbeddedS3(_session_directory / "s3") as server:
+        yield server

@@ -1,0 +1,1 @@
+"""Claims about what the gateway stands on: stores, settings, security, lifecycle, runs."""
