@@ -1,0 +1,163 @@
+"""The servers that a run of benchmarks measures: PostgreSQL and a gateway beside it.
+
+Both live in one temporary directory and end with the benchmark. The gateway is
+a process of its own, started by its command line with default settings, so
+that it is measured as users run it; the baselines talk to the same PostgreSQL
+over the same kind of connection.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final, Self
+
+import asyncpg
+import psutil
+
+from gateway.embedded import EmbeddedPostgres
+
+START_DEADLINE_S: Final = 30.0
+WATCH_INTERVAL_S: Final = 0.05
+
+GATEWAY_BACKENDS: Final = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend'
+      AND application_name LIKE 'headrace%'
+"""
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Site:
+    """A PostgreSQL and a gateway. Make it with `async with Site.open()`.
+
+    Attributes:
+        dsn: of the gateway's database.
+        address: host:port of the gateway.
+        metrics_url: its Prometheus page.
+        connections_max: the most database connections the gateway was ever
+            seen with, sampled every 50 ms.
+    """
+
+    def __init__(self, directory: Path, *, workers: int) -> None:
+        self.directory = directory
+        self.postgres = EmbeddedPostgres(directory)
+        self.dsn = self.postgres.socket_dsn
+        self.address = f"127.0.0.1:{free_port()}"
+        self.metrics_url = f"http://127.0.0.1:{free_port()}/metrics"
+        self.connections_max = 0
+        self._workers = workers
+        self._gateway: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, *, workers: int = 1) -> AsyncIterator[Self]:
+        """Start both servers; stop and delete everything at the end."""
+        directory = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
+        site = cls(directory, workers=workers)
+        try:
+            with site.postgres:
+                await site._start_gateway()
+                watch = asyncio.create_task(site._watch_connections())
+                try:
+                    yield site
+                finally:
+                    watch.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await watch
+                    site._stop_gateway()
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    @property
+    def gateway_pid(self) -> int:
+        """The gateway's process id."""
+        assert self._gateway is not None
+        return self._gateway.pid
+
+    def gateway_memory_bytes(self) -> int:
+        """Return the resident memory of the gateway and its worker processes."""
+        process = psutil.Process(self.gateway_pid)
+        everyone = [process, *process.children(recursive=True)]
+        return sum(each.memory_info().rss for each in everyone)
+
+    async def stored_bytes(self) -> int:
+        """Return the size of all tables and indexes that hold points or describe them."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            return int(
+                await connection.fetchval(
+                    "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname IN "
+                    "('metric_chunks', 'writer_summaries', 'series', 'writers')"
+                )
+            )
+        finally:
+            await connection.close()
+
+    async def checkpoint(self) -> None:
+        """Write out what earlier rounds left, so that none pays for another."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            await connection.execute("CHECKPOINT")
+        finally:
+            await connection.close()
+
+    async def _start_gateway(self) -> None:
+        program = Path(sys.executable).with_name("headrace-gateway")
+        self._gateway = subprocess.Popen(  # noqa: ASYNC220 - returns at once
+            [program, "serve", "--workers", str(self._workers)],
+            stdout=(self.directory / "gateway.log").open("wb"),
+            stderr=subprocess.STDOUT,
+            env={
+                **os.environ,
+                "HEADRACE_GATEWAY_DATABASE_URL": self.dsn,
+                "HEADRACE_GATEWAY_LISTEN": self.address,
+                "HEADRACE_GATEWAY_METRICS_LISTEN": self.metrics_url.split("/")[2],
+            },
+        )
+        host, port = self.address.split(":")
+        deadline = time.monotonic() + START_DEADLINE_S
+        while True:
+            with contextlib.suppress(OSError):
+                _reader, writer = await asyncio.open_connection(host, int(port))
+                writer.close()
+                return
+            if self._gateway.poll() is not None or time.monotonic() > deadline:
+                log = (self.directory / "gateway.log").read_text(errors="replace")
+                raise RuntimeError(f"the gateway did not start: {log[-2000:]}")
+            await asyncio.sleep(0.02)
+
+    def _stop_gateway(self) -> None:
+        if self._gateway is None:
+            return
+        self._gateway.terminate()
+        try:
+            self._gateway.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._gateway.kill()
+            self._gateway.wait()
+
+    async def _watch_connections(self) -> None:
+        connection = await asyncpg.connect(
+            self.dsn, server_settings={"application_name": "benchmark watcher"}
+        )
+        try:
+            while True:
+                seen = int(await connection.fetchval(GATEWAY_BACKENDS))
+                self.connections_max = max(self.connections_max, seen)
+                await asyncio.sleep(WATCH_INTERVAL_S)
+        finally:
+            await connection.close()
