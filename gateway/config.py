@@ -1,0 +1,263 @@
+"""Settings: parsed once from flags, environment and file into one frozen value.
+
+A setting `pending_bytes_max` is the flag `--pending-bytes-max` (or `--set
+pending_bytes_max=…` where `serve` has no flag of its own), the variable
+`HEADRACE_GATEWAY_PENDING_BYTES_MAX` and the key `pending_bytes_max` of the TOML
+file; flags win over the environment, the environment over the file. Nothing
+else in the gateway reads the environment.
+
+A bad or unknown setting is one line naming where it came from; `load` collects
+them all. (pydantic-settings ignores misspelt variables, hence this reader.)
+"""
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+PREFIX: Final = "HEADRACE_GATEWAY_"
+DEFAULT_FILE: Final = Path("headrace.toml")
+# Kubernetes sets these for every service named headrace-gateway; they are not ours.
+_FOREIGN: Final = re.compile(r"(SERVICE|PORT)(_.*)?")
+
+
+class SettingsError(Exception):
+    """The settings are bad; `problems` has one line for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Split `host:port` or `[v6]:port`; raise ValueError for anything else."""
+    host, separator, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not separator or not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError("expected host:port")
+    return host, int(port)
+
+
+def _checked_address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+Address = Annotated[str, AfterValidator(_checked_address)]
+
+
+class Settings(BaseModel):
+    """What an operator may choose. Limits of the wire contract are in `domain.limits`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    listen: Address = "127.0.0.1:7420"
+    """Where gRPC listens. Port 0 takes a free one."""
+    metrics_listen: Address | Literal["off"] = "127.0.0.1:7421"
+    """Where Prometheus reads, over plain HTTP."""
+
+    dsn: str = Field("", repr=False)
+    """The PostgreSQL database, `postgresql://user:password@host:port/name`."""
+    embedded: Path | None = None
+    """Start PostgreSQL and an S3 server in this directory, in place of `dsn`."""
+
+    workers: int = Field(1, ge=1, le=64)
+    """Processes that share the port. One saturates about one core."""
+    ingest_connections: int = Field(2, ge=1, le=64)
+    """Database connections that commit points, of all workers together."""
+    query_connections: int = Field(4, ge=1, le=256)
+    """Database connections for everything else, of all workers together."""
+
+    pending_bytes_max: ByteSize = Field(ByteSize(256 * 2**20), ge=4 * 2**20)
+    """Admitted and uncommitted bytes, of all workers together; above it, reading stops."""
+    stream_pending_bytes_max: ByteSize = Field(ByteSize(16 * 2**20), ge=2**20)
+    """The same for one stream."""
+    flush_points_max: int = Field(262_144, ge=8_192, le=4_194_304)
+    """Points in one flush transaction: bounds its memory and its latency."""
+    flush_linger_ms: float = Field(2.0, ge=0, le=1_000)
+    """How long a free writer waits for company when nothing else is pending."""
+    lookahead_bytes: ByteSize = Field(ByteSize(128 * 2**10), ge=2**16, le=4 * 2**20)
+    """What HTTP/2 buffers of a stream that nobody reads."""
+    streams_max: int = Field(10_000, ge=1, le=1_000_000)
+    """Streams open at once, of all workers together; further ones are told to retry."""
+    drain_deadline_s: float = Field(30.0, ge=0, le=3_600)
+    """How long a stopping gateway waits for its streams and commits."""
+    start_deadline_s: float = Field(60.0, ge=0, le=3_600)
+    """How long a starting gateway waits for its database."""
+
+    auth: bool | None = None
+    """Whether calls need a token. May be left out only when listening on loopback: off."""
+    token_cache_s: float = Field(5.0, ge=0, le=300)
+    """How long a verified token is believed without asking the database."""
+    token_recheck_s: float = Field(30.0, gt=0, le=3_600)
+    """How often an open stream's token is verified again."""
+    reflection: bool = True
+    """Whether authenticated callers may list the services (grpcurl needs it)."""
+
+    tls_certificate: Path | None = None
+    """PEM chain; with `tls_key` it turns TLS on. Both are re-read when they change."""
+    tls_key: Path | None = None
+    """PEM private key."""
+    tls_client_ca: Path | None = None
+    """PEM authorities; when set, clients must present a certificate of theirs."""
+
+    log_format: Literal["console", "json"] = "console"
+    """For people, or one JSON object a line."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe level that is logged."""
+
+    s3_bucket: str = ""
+    """The bucket of artifacts; none turns them off."""
+    s3_endpoint_url: str | None = None
+    """An S3 server other than AWS."""
+    s3_region: str = "us-east-1"
+    """The bucket's region."""
+    s3_access_key_id: str | None = Field(None, repr=False)
+    """Unset: the standard AWS chain (environment, profile, instance role)."""
+    s3_secret_access_key: str | None = Field(None, repr=False)
+    """Goes with `s3_access_key_id`."""
+
+    @property
+    def auth_required(self) -> bool:
+        """Whether calls need a token."""
+        return bool(self.auth)
+
+    @property
+    def tls(self) -> bool:
+        """Whether gRPC speaks TLS."""
+        return self.tls_certificate is not None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together")
+        if self.tls_client_ca is not None and not self.tls:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        for name in ("tls_certificate", "tls_key", "tls_client_ca"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name}: no such file: {path}")
+        if self.auth is None and not _is_loopback(self.listen):
+            raise ValueError(
+                f"listen={self.listen} is reachable from other machines: set auth to true"
+                " (and make tokens with `headrace-gateway token create`) or to false"
+            )
+        if self.dsn and self.embedded is not None:
+            raise ValueError("dsn and embedded exclude each other")
+        for name in ("ingest_connections", "query_connections"):
+            if getattr(self, name) < self.workers:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is too few for workers={self.workers}:"
+                    " each worker needs at least one"
+                )
+        if self.stream_pending_bytes_max > self.pending_bytes_max // self.workers:
+            raise ValueError(
+                f"stream_pending_bytes_max={self.stream_pending_bytes_max} is more than a worker's"
+                f" share of pending_bytes_max ({self.pending_bytes_max // self.workers})"
+            )
+        return self
+
+    def share(self, index: int) -> "Settings":
+        """Return the settings of worker `index` (from 0): budgets divided, remainders first."""
+
+        def part(total: int) -> int:
+            return total // self.workers + (index < total % self.workers)
+
+        return self.model_copy(
+            update={
+                "workers": 1,
+                "ingest_connections": part(self.ingest_connections),
+                "query_connections": part(self.query_connections),
+                "pending_bytes_max": ByteSize(part(self.pending_bytes_max)),
+                "streams_max": max(1, part(self.streams_max)),
+            }
+        )
+
+
+def load(
+    *,
+    flags: Mapping[str, object],
+    environment: Mapping[str, str],
+    file: Path | None = None,
+) -> Settings:
+    """Return the settings.
+
+    Args:
+        flags: settings given on the command line, by name; None is not given.
+        environment: the process's variables.
+        file: a TOML file; None reads `headrace.toml` of the working directory if there is one.
+
+    Raises:
+        SettingsError: naming every problem and its flag, variable or file.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+
+    def add(name: str, value: object, source: str) -> None:
+        if name in Settings.model_fields:
+            values[name], origin[name] = value, source
+        else:
+            problems.append(f"{source}: no such setting")
+
+    for name, value in _read_file(file, problems).items():
+        add(name, value, f"{file or DEFAULT_FILE}: {name}")
+    for variable, value in environment.items():
+        name = variable.removeprefix(PREFIX)
+        if name not in (variable, "CONFIG") and not _FOREIGN.fullmatch(name):
+            add(name.lower(), value, variable)
+    for name, value in flags.items():
+        if value is not None:
+            add(name, value, "--" + name.replace("_", "-"))
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            name = str(item["loc"][0]) if item["loc"] else ""
+            # A value may be a secret (dsn); its name and the rule say enough for those.
+            given = f" (given: {item['input']!r})" if _is_shown(name) else ""
+            source = origin.get(name, name)
+            message = item["msg"].removeprefix("Value error, ")
+            line = f"{source}: {message}{given}" if source else message
+            if line not in problems:
+                problems.append(line)
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def _is_shown(name: str) -> bool:
+    return name in Settings.model_fields and Settings.model_fields[name].repr
+
+
+def _read_file(file: Path | None, problems: list[str]) -> dict[str, Any]:
+    if file is None and not DEFAULT_FILE.is_file():
+        return {}
+    path = file or DEFAULT_FILE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.append(f"{path}: {error.strerror}")
+    except ValueError as error:  # TOML and UTF-8 errors are both
+        problems.append(f"{path}: {error}")
+    return {}
+
+
+def _is_loopback(address: str) -> bool:
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
