@@ -90,7 +90,8 @@ class BackendReader:
     def feed(self, data: bytes) -> list[str]:
         """Return the tags of the commands whose end `data` completes.
 
-        `COMMIT`, `UPDATE 3`, …; `ERROR` stands for an ErrorResponse.
+        `COMMIT`, `UPDATE 3`, …; `ERROR` and `SUSPENDED` stand for ErrorResponse
+        and PortalSuspended.
         """
         self._buffer += data
         tags = []
@@ -102,5 +103,7 @@ class BackendReader:
                 tags.append(bytes(self._buffer[5 : size - 1]).decode())
             elif self._buffer[0] == ord("E"):
                 tags.append("ERROR")
+            elif self._buffer[0] == ord("s"):  # a row limit was reached, as by fetchrow
+                tags.append("SUSPENDED")
             del self._buffer[:size]
         return tags

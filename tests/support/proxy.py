@@ -67,7 +67,7 @@ class Trap:
         self._sprung = asyncio.Event()
 
     def matches(self, message: FrontendMessage) -> bool:
-        return message.kind in self._kinds and bool(self._pattern.search(message.sql))
+        return message.kind in set(self._kinds) and bool(self._pattern.search(message.sql))
 
     def spring(self, outcome: str) -> None:
         self.outcome = outcome
@@ -263,30 +263,23 @@ class _Connection:
                         self._client_writer.write(b"N")  # encrypted, it could not be read
                         continue
                     trap = self._proxy.sprung_by(message)
-                    if trap is None:
+                    if trap is None or trap.moment is not Moment.BEFORE:
                         pending += message.raw
-                        continue
-                    if trap.moment is not Moment.BEFORE:
-                        pending += message.raw
-                    if trap.moment is Moment.REPLY:
+                    if trap is not None and trap.moment is Moment.REPLY:
+                        # What follows is still forwarded: a Sync makes the server reply.
                         self._awaiting_reply = trap
-                    await self._proxy.pass_on(bytes(pending), self._server_writer)
-                    pending.clear()
-                    if trap.moment is not Moment.REPLY:
+                    elif trap is not None:
+                        await self._forward(pending)
                         self._act(trap, trap.moment.value)
-                    if self._silent.is_set() or trap.fault is Fault.CUT:
-                        await self._stop_reading(trap)
-                if pending:
-                    await self._proxy.pass_on(bytes(pending), self._server_writer)
+                await self._forward(pending)
             if not self._silent.is_set():  # into a hole no FIN travels either
                 self._server_writer.write_eof()
 
-    async def _stop_reading(self, trap: Trap) -> None:
-        """Forward nothing more from the client once a trap was met."""
-        if trap.fault is Fault.CUT and trap.moment is not Moment.REPLY:
-            return  # the connection is gone: the next read says so
-        while await self._client_reader.read(_PIECE_BYTES):
-            pass
+    async def _forward(self, pending: bytearray) -> None:
+        """Send what is pending to the server and forget it; into a hole nothing goes."""
+        if pending and not self._silent.is_set():
+            await self._proxy.pass_on(bytes(pending), self._server_writer)
+        pending.clear()
 
     async def _pump_backend(self) -> None:
         tags = BackendReader()
