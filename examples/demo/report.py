@@ -1,0 +1,119 @@
+"""What the demo shows: live progress, the best runs, the learning curves, the audit."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import headrace
+import matplotlib as mpl
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from examples.demo.audit import Finding
+from examples.demo.jobs import Job
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+RATE_WINDOW_S: Final = 2.0
+BEST_RUNS: Final = 8
+CURVES: Final = 12
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """The live view. `update` and `tell` feed it; rich draws it.
+
+    Attributes:
+        jobs: all jobs.
+        expected_points: what they log when nothing repeats.
+    """
+
+    jobs: Sequence[Job]
+    expected_points: int
+    events: list[str] = field(default_factory=list)
+    _began: float = field(default_factory=time.monotonic)
+    _row: tuple[str, ...] = ("", "", "", "", "", "")
+    _logged_points: int = 0
+    _seen: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def tell(self, event: str) -> None:
+        """Add a line to the story."""
+        self.events.append(f"{time.monotonic() - self._began:5.1f} s  {event}")
+
+    def update(
+        self,
+        *,
+        now: float,
+        processes: int,
+        started: int,
+        logged_points: int,
+        stored_points: int,
+        connections: int,
+    ) -> None:
+        """Take the newest numbers."""
+        self._seen.append((now, stored_points))
+        while now - self._seen[0][0] > RATE_WINDOW_S:
+            self._seen.popleft()
+        seconds = max(now - self._seen[0][0], 0.1)
+        rate = (stored_points - self._seen[0][1]) / seconds
+        self._logged_points = logged_points
+        self._row = (
+            f"{len(self.jobs)}",
+            f"{processes} of {started}",
+            f"{stored_points:,}",
+            f"{max(rate, 0):,.0f}",
+            f"{max(logged_points - stored_points, 0):,}",
+            f"{connections}",
+        )
+
+    def __rich__(self) -> RenderableType:
+        table = Table("jobs", "processes", "points stored", "points/s", "pending", "db connections")
+        for column in table.columns:
+            column.justify = "right"
+        table.add_row(*self._row)
+        bar = ProgressBar(total=self.expected_points, completed=self._logged_points, width=78)
+        return Group(table, bar, Text("\n".join(self.events)))
+
+
+def print_best_runs(console: Console, address: str, jobs: Sequence[Job]) -> None:
+    """Read the last test accuracies through the client and print the best runs."""
+    rows = []
+    with headrace.Client(address) as client:
+        for job in jobs:
+            last = {series.key: series for series in client.series(job.run_id)}
+            attempts = len(client.run(job.run_id).attempts)
+            rows.append((last["test/accuracy"].last_value, last["test/loss"], attempts, job))
+    rows.sort(key=lambda row: (-row[0], row[1].last_value))
+    table = Table(
+        "run", "hidden", "learning rate", "batch", "ranks", "attempts", "steps", "test loss",
+        "test accuracy", title=f"The best {BEST_RUNS} of {len(jobs)} runs", title_justify="left",
+    )  # fmt: skip
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for accuracy, loss, attempts, job in rows[:BEST_RUNS]:
+        table.add_row(
+            job.name, str(job.hidden), f"{job.learning_rate:g}", str(job.batch_size),
+            str(job.ranks), str(attempts), f"{loss.last_step + 1:,}", f"{loss.last_value:.4f}",
+            f"{accuracy:.1%}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def save_chart(path: Path, address: str, jobs: Sequence[Job]) -> None:
+    """Read learning curves through the client and draw them."""
+
+
+def print_audit(console: Console, findings: Sequence[Finding]) -> None:
+    """Print the audit."""
+    table = Table("audit", "found", "", title="Every point is counted", title_justify="left")
+    table.columns[1].justify = "right"
+    for finding in findings:
+        mark = "[green]✓[/]" if finding.holds else "[red]✗[/]"
+        table.add_row(finding.claim, finding.found, mark)
+    console.print(table)
