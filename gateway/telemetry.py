@@ -118,11 +118,11 @@ def serve_metrics(host: str, port: int, *, directory: Path | None = None) -> tup
     registry = REGISTRY
     if directory is not None:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call] - untyped upstream
+        MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
     server, _ = start_http_server(port, addr=host, registry=registry)
     return server, server.server_port
 
 
 def forget_worker(pid: int, directory: Path) -> None:
     """Take the gauges of a worker that has ended out of the sum."""
-    mark_process_dead(pid, path=str(directory))  # type: ignore[no-untyped-call] - as above
+    mark_process_dead(pid, path=str(directory))  # type: ignore[no-untyped-call]

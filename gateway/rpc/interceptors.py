@@ -1,0 +1,230 @@
+"""The one interceptor that every call passes, whatever its shape.
+
+It refuses methods without an entry in the permission table, authenticates,
+sets the identity, verifies again while a stream is open, bounds and parses
+messages, and turns every failure into a status with one ErrorInfo. Services
+raise HeadraceError and never see gRPC statuses; anything else they raise
+reaches the client as INTERNAL with an id to find in the log, nothing more.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
+from gateway.domain.identity import ANONYMOUS, set_identity
+from gateway.domain.limits import MESSAGE_BYTES_MAX
+from gateway.rpc.authentication import Authenticator
+from gateway.rpc.permissions import METHOD_PERMISSIONS, Permission
+from gateway.rpc.status import status_of
+from gateway.telemetry import METRICS
+
+_LOG = structlog.get_logger(__name__)
+
+RECEIVE_BYTES_MAX: Final = 2 * MESSAGE_BYTES_MAX
+"""Where gRPC itself cuts a message off, without an ErrorInfo. Above the
+contract's limit, so that the common mistake gets the clear error."""
+
+_Parse = Callable[[bytes], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    method: str
+    permission: Permission
+    authorization: str | None
+    streaming: bool
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """See the module."""
+
+    def __init__(self, authenticator: Authenticator, *, recheck_s: float) -> None:
+        """Prepare; `recheck_s` is how often an open stream's token is verified again."""
+        self._authenticator = authenticator
+        self._recheck_s = recheck_s
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the method's handler, guarded; or one that refuses."""
+        method = handler_call_details.method
+        permission = METHOD_PERMISSIONS.get(method)
+        handler = await continuation(handler_call_details)
+        if permission is None or handler is None:
+            return grpc.stream_stream_rpc_method_handler(_refuse_unknown)
+        metadata = handler_call_details.invocation_metadata or ()
+        authorization = next((value for key, value in metadata if key == "authorization"), None)
+        call = _Call(
+            method=method,
+            permission=permission,
+            authorization=authorization if isinstance(authorization, str) else None,
+            streaming=handler.request_streaming or handler.response_streaming,
+        )
+        return self._guard(handler, call)
+
+    def _guard(self, handler: Any, call: _Call) -> Any:
+        parse = _bounded(handler.request_deserializer)
+        inner = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+        yields = inspect.isasyncgenfunction(inner)
+
+        async def answer(request: Any, context: Any) -> Any:
+            async with self._guarded(call, context):
+                if not handler.request_streaming:
+                    request = parse(request)
+                if not yields:
+                    return await inner(request, context)
+                async for response in inner(request, context):
+                    await context.write(response)
+            return None
+
+        # gRPC would answer an unreadable unary request by itself, without an
+        # ErrorInfo: it hands us the bytes. In a stream, what the parser raises
+        # comes out of the handler's read, and through `_guarded`.
+        make, deserializer = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, None),
+            (False, True): (grpc.unary_stream_rpc_method_handler, None),
+            (True, False): (grpc.stream_unary_rpc_method_handler, parse),
+            (True, True): (grpc.stream_stream_rpc_method_handler, parse),
+        }[handler.request_streaming, handler.response_streaming]
+        return make(answer, deserializer, handler.response_serializer)
+
+    @contextlib.asynccontextmanager
+    async def _guarded(self, call: _Call, context: Any) -> AsyncIterator[None]:
+        code = "OK"
+        try:
+            identity = ANONYMOUS
+            if call.permission is not Permission.PUBLIC:
+                identity = await self._authenticator.identify(call.authorization)
+            if call.permission is Permission.WRITE and not identity.can_write:
+                raise HeadraceError(
+                    Reason.PERMISSION_DENIED,
+                    f"the token {identity.name!r} only reads; {call.method} writes",
+                    method=call.method,
+                )
+            set_identity(identity)
+            async with self._verified_again(call):
+                yield
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except grpc.aio.AbortError:
+            # Only the health service aborts by itself.
+            code = _code_name(context.code())
+            raise
+        except Exception as error:  # nothing leaves untranslated
+            status = status_of(_known_error(error, call))
+            code = status.code.name
+            await context.abort(status.code, status.message, status.trailers)
+        finally:
+            METRICS.calls.labels(call.method, code).inc()
+
+    @contextlib.asynccontextmanager
+    async def _verified_again(self, call: _Call) -> AsyncIterator[None]:
+        """End an open stream when its token expires or is revoked."""
+        public = call.permission is Permission.PUBLIC
+        if not call.streaming or public or not self._authenticator.required:
+            yield
+            return
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - within a coroutine there is one
+        refusal: HeadraceError | None = None
+
+        async def verify() -> None:
+            nonlocal refusal
+            while refusal is None:
+                await asyncio.sleep(self._recheck_s)
+                # While the database is away, nobody can be said to be revoked.
+                with contextlib.suppress(StoreUnavailableError):
+                    try:
+                        await self._authenticator.identify(call.authorization)
+                    except HeadraceError as error:
+                        if error.reason is not Reason.UNAUTHENTICATED:
+                            raise
+                        refusal = error
+                        task.cancel()
+
+        watcher = asyncio.create_task(verify())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if refusal is None:
+                raise
+            task.uncancel()
+            raise refusal from None
+        finally:
+            watcher.cancel()
+
+
+async def _refuse_unknown(_: Any, context: Any) -> None:
+    METRICS.calls.labels("unknown", "UNIMPLEMENTED").inc()
+    status = status_of(
+        HeadraceError(Reason.METHOD_UNKNOWN, "the gateway has no such method open to callers")
+    )
+    await context.abort(status.code, status.message, status.trailers)
+
+
+def _bounded(parse: _Parse | None) -> _Parse:
+    def parse_bounded(raw: bytes) -> Any:
+        if len(raw) > MESSAGE_BYTES_MAX:
+            raise HeadraceError(
+                Reason.LIMIT_EXCEEDED,
+                f"a message of {len(raw)} bytes is larger than {MESSAGE_BYTES_MAX}",
+                field="message",
+                value=len(raw),
+                limit=MESSAGE_BYTES_MAX,
+            )
+        return raw if parse is None else parse(raw)
+
+    return parse_bounded
+
+
+def _known_error(error: BaseException, call: _Call) -> HeadraceError:
+    """Return the error to report; a group is reported by its first known member."""
+    if isinstance(error, HeadraceError):
+        return error
+    if isinstance(error, DecodeError):
+        return HeadraceError(
+            Reason.MALFORMED_MESSAGE,
+            f"the bytes are not a message of {call.method}, or a string in it is not UTF-8",
+            method=call.method,
+        )
+    if isinstance(error, BaseExceptionGroup):
+        known = error.subgroup((HeadraceError, DecodeError))
+        if known is not None:
+            return _known_error(_first_leaf(known), call)
+    log_id = uuid.uuid4().hex
+    _LOG.error("call failed", method=call.method, log_id=log_id, exc_info=error)
+    return HeadraceError(
+        Reason.INTERNAL,
+        f"a defect of the gateway; its log has the details under {log_id}",
+        log_id=log_id,
+    )
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _code_name(code: Any) -> str:
+    # grpc.aio keeps a plain number or a StatusCode, depending on who set it.
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    return next((known.name for known in grpc.StatusCode if known.value[0] == code), "UNKNOWN")
