@@ -7,6 +7,7 @@ translates errors, and no driver error reaches a client.
 
 from enum import IntEnum
 
+
 # The values of headrace.v1.ErrorReason, by name; a test holds the two equal.
 class Reason(IntEnum):
     """Why a call failed or a point was rejected; see error_reason.proto."""

@@ -28,7 +28,6 @@ _LOG = structlog.get_logger(__name__)
 _CONNECT_TIMEOUT_S = 10.0
 _GONE_TIMEOUT_S = 10.0
 _GONE_POLL_S = 0.01
-_RETRY_DELAY_MAX_S = 1.0
 _SEND_BUFFER_BYTES = 4 * 1024 * 1024  # one COPY piece and more: fewer wake-ups of the event loop
 _QUERY_TIMEOUT_S = 60.0
 
@@ -63,7 +62,9 @@ def translate(error: BaseException) -> HeadraceError:
     if isinstance(error, HeadraceError):
         return error
     if isinstance(error, TimeoutError | asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
-        return StoreUnavailableError("the database took too long to answer; the call may be repeated")
+        return StoreUnavailableError(
+            "the database took too long to answer; the call may be repeated"
+        )
     if isinstance(error, CONNECTION_LOST):
         return StoreUnavailableError("the database cannot be reached; the call may be repeated")
     if isinstance(error, asyncpg.PostgresError):
@@ -182,7 +183,9 @@ class Database:
         return sum(slot.live for slot in (*self.ingest, *self._query_slots))
 
     @contextlib.asynccontextmanager
-    async def query(self, *, timeout_s: float = _QUERY_TIMEOUT_S) -> AsyncIterator[asyncpg.Connection]:
+    async def query(
+        self, *, timeout_s: float = _QUERY_TIMEOUT_S
+    ) -> AsyncIterator[asyncpg.Connection]:
         """Lend one of the query connections; first come, first served.
 
         A block that is cancelled, times out or loses its connection leaves no
@@ -245,7 +248,7 @@ class Database:
         helper = next((slot for slot in self._idle if slot.live), None)
         if helper is None:
             others_live = any(slot.live for slot in (*self._query_slots, *self.ingest))
-            await asyncio.sleep(0.25 if others_live else 0.1 + random.random() * 0.1)  # noqa: S311
+            await asyncio.sleep(0.25 if others_live else 0.1 + random.random() * 0.1)
             broken.forget_backend()
             return
         self._idle.remove(helper)
@@ -308,8 +311,3 @@ async def terminate_backend(helper: Slot, broken: Slot) -> None:
 
 def _busy(connection: asyncpg.Connection | None) -> bool:
     return connection is not None and connection.is_in_transaction()
-
-
-def retry_delay_s(attempt: int) -> float:
-    """Return how long to wait before try `attempt` (from 1): jittered, at most a second."""
-    return min(_RETRY_DELAY_MAX_S, 0.05 * 2 ** min(attempt, 6)) * (0.5 + random.random() / 2)  # noqa: S311

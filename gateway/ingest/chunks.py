@@ -1,0 +1,399 @@
+"""From the portions of a flush to chunk rows in PostgreSQL's binary COPY format.
+
+Pure numpy; nothing here runs once per point in Python. The stages:
+
+    gather    all batches into four flat columns; a *slot* says whose key a point is
+    screen    reject what the contract forbids (rare; costs two reductions otherwise)
+    sort      stable by slot, and by step, time, value only where a series is unordered
+    cut       each series into pieces of at most 128 points
+    pack      pieces of equal length share one row template, filled by columns
+    fold      count, last, min and max by series, for the writers' summaries
+
+A slot is the portion's base plus the key index; with fewer than 65,536 of them the
+stable sort is numpy's radix sort. The COPY format: PostgreSQL documentation,
+"COPY", section "Binary Format"; arrays as in `array_send`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.domain.limits import CHUNK_POINTS_MAX, CHUNK_POINTS_MAX_IRREGULAR
+from gateway.ingest.summary import Fold
+
+Int64s = NDArray[np.int64]
+
+COPY_COLUMNS: Final = (
+    "run_id",
+    "series_id",
+    "writer_no",
+    "last_sequence",
+    "first_step",
+    "last_step",
+    "first_time",
+    "min_value",
+    "max_value",
+    "attempt",
+    "step_offsets",
+    "time_offsets",
+    "values",
+)
+"""The columns of metric_chunks in the order of the packed rows."""
+
+_OFFSET_MAX: Final = 2**31 - 1
+_COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+_COPY_TRAILER: Final = b"\xff\xff"
+_INT4_OID: Final = 23
+_FLOAT8_OID: Final = 701
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """Flat columns of equal length n.
+
+    Attributes:
+        slot: uint16 or uint32.
+        step, time: int64. value: float64.
+    """
+
+    slot: NDArray[np.uint16] | NDArray[np.uint32]
+    step: Int64s
+    time: Int64s
+    value: NDArray[np.float64]
+
+    def only(self, keep: NDArray[np.bool_]) -> "Points":
+        """Return the points where `keep` is true."""
+        return Points(
+            slot=self.slot[keep], step=self.step[keep], time=self.time[keep], value=self.value[keep]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotIdentity:
+    """What the rows of a slot have in common, as columns indexed by slot.
+
+    Attributes:
+        portion: int32, the portion the slot belongs to.
+        series_id: int64.
+    """
+
+    portion: NDArray[np.int32]
+    series_id: Int64s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortionIdentity:
+    """What the rows of a portion have in common, as columns indexed by portion.
+
+    Attributes:
+        run_id: raw 16 bytes each, dtype V16.
+        writer_no, last_sequence: int64. attempt: int32.
+    """
+
+    run_id: NDArray[np.void]
+    writer_no: Int64s
+    last_sequence: Int64s
+    attempt: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sorted:
+    """Points sorted by (slot, step, time, value).
+
+    Attributes:
+        starts: int64, where each series begins; counts: its points.
+        slots: int64, the slot of each series.
+        repeats: bool by point: its step equals the step before it in its series;
+            None when there is none in the whole flush.
+    """
+
+    points: Points
+    starts: Int64s
+    counts: Int64s
+    slots: Int64s
+    repeats: NDArray[np.bool_] | None
+
+
+def sort(points: Points, slot_count: int) -> Sorted:
+    """Sort points by series, and by (step, time, value) where that is needed."""
+    order = _stable_order(points.slot)
+    slot, step = points.slot[order], points.step[order]
+    time, value = points.time[order], points.value[order]
+    counts = np.bincount(slot, minlength=slot_count)
+    slots = np.flatnonzero(counts)
+    counts = counts[slots]
+    ends = np.cumsum(counts)
+    starts = ends - counts
+
+    repeats: NDArray[np.bool_] | None = None
+    if len(step) > 1:
+        falls = step[1:] <= step[:-1]
+        falls[starts[1:] - 1] = False
+        if falls.any():
+            affected = np.zeros(slot_count, np.bool_)
+            affected[slot[1:][falls]] = True
+            places = np.flatnonzero(affected[slot])
+            ranked = np.where(np.isnan(value[places]), -np.inf, value[places])
+            inner = np.lexsort((ranked, time[places], step[places], slot[places]))
+            moved = places[inner]
+            step[places], time[places], value[places] = step[moved], time[moved], value[moved]
+            repeats = np.zeros(len(step), np.bool_)
+            repeats[1:] = step[1:] == step[:-1]
+            repeats[starts] = False
+    return Sorted(
+        points=Points(slot=slot, step=step, time=time, value=value),
+        starts=starts,
+        counts=counts,
+        slots=slots,
+        repeats=repeats,
+    )
+
+
+def _stable_order(slot: NDArray[np.uint16] | NDArray[np.uint32]) -> NDArray[np.intp]:
+    if slot.dtype == np.uint16:
+        return np.argsort(slot, kind="stable")  # radix sort
+    # Two radix passes: numpy has none for 32 bits.
+    low = np.argsort((slot & 0xFFFF).astype(np.uint16), kind="stable")
+    high = np.argsort((slot >> 16).astype(np.uint16)[low], kind="stable")
+    return low[high]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pieces:
+    """The chunks of a flush, ordered by series and step.
+
+    Attributes:
+        starts, counts: int64, the points of each piece.
+        series: int64, which series of the sorted points it belongs to.
+        regular: bool, whether its steps are an arithmetic progression.
+        min_value, max_value: float64, NaN ignored.
+    """
+
+    starts: Int64s
+    counts: Int64s
+    series: Int64s
+    regular: NDArray[np.bool_]
+    min_value: NDArray[np.float64]
+    max_value: NDArray[np.float64]
+
+
+def cut(ordered: Sorted) -> Pieces:
+    """Cut each series into chunks whose rows stay small and whose offsets fit int32."""
+    step, time, value = ordered.points.step, ordered.points.time, ordered.points.value
+    bends = _bends(step)
+    regular = bends is None or _regular(bends, ordered.starts, ordered.counts)
+    cap = np.where(regular, CHUNK_POINTS_MAX, CHUNK_POINTS_MAX_IRREGULAR)
+    parts = -(-ordered.counts // cap)
+    if (parts == 1).all():
+        starts, counts = ordered.starts, ordered.counts
+        series = np.arange(len(counts))
+    else:
+        series = np.repeat(np.arange(len(parts)), parts)
+        nth = np.arange(len(series)) - np.repeat(np.cumsum(parts) - parts, parts)
+        # As equal as possible: few distinct lengths, and no tiny remainder.
+        least, extra = ordered.counts // parts, ordered.counts % parts
+        counts = least[series] + (nth < extra[series])
+        starts = np.cumsum(counts) - counts
+
+    while True:
+        last = starts + counts - 1
+        piece_regular = (
+            np.ones(len(starts), np.bool_) if bends is None else _regular(bends, starts, counts)
+        )
+        first_time = time[starts]
+        too_far = (np.maximum.reduceat(time, starts) - first_time > _OFFSET_MAX) | (
+            first_time - np.minimum.reduceat(time, starts) > _OFFSET_MAX
+        )
+        too_far |= ~piece_regular & (step[last] - step[starts] > _OFFSET_MAX)
+        if not too_far.any():
+            break
+        halves = np.where(too_far, 2, 1)
+        of = np.repeat(np.arange(len(starts)), halves)
+        second = np.zeros(len(of), np.bool_)
+        second[1:] = of[1:] == of[:-1]
+        half = counts[of] - counts[of] // 2
+        series = series[of]
+        starts = np.where(second, starts[of] + half, starts[of])
+        counts = np.where(second, counts[of] - half, np.where(too_far[of], half, counts[of]))
+    return Pieces(
+        starts=starts,
+        counts=counts,
+        series=series,
+        regular=piece_regular,
+        min_value=np.fmin.reduceat(value, starts),
+        max_value=np.fmax.reduceat(value, starts),
+    )
+
+
+def _bends(step: Int64s) -> Int64s | None:
+    """Return the number of changes of stride before each point, or None if there are none."""
+    if len(step) < 3:
+        return None
+    stride = np.diff(step)
+    bend = stride[1:] != stride[:-1]
+    if not bend.any():
+        return None
+    total = np.zeros(len(step) + 1, np.int64)
+    np.cumsum(bend, out=total[2 : len(step)])
+    total[len(step) :] = total[len(step) - 1]
+    return total
+
+
+def _regular(bends: Int64s, starts: Int64s, counts: Int64s) -> NDArray[np.bool_]:
+    # Inner points of [s, s + n) are s + 1 .. s + n - 2; bend i is about point i.
+    inner_end = starts + np.maximum(counts - 1, 1)
+    regular: NDArray[np.bool_] = bends[inner_end] == bends[starts + 1]
+    return regular
+
+
+def fold(ordered: Sorted, pieces: Pieces, series_id: Int64s) -> Fold:
+    """Fold points by series; the columns are in the order of `ordered.slots`."""
+    last = ordered.starts + ordered.counts - 1
+    first_piece = np.searchsorted(pieces.series, np.arange(len(ordered.slots)))
+    return Fold(
+        series_id=series_id[ordered.slots],
+        count=ordered.counts,
+        last_step=ordered.points.step[last],
+        last_time=ordered.points.time[last],
+        last_value=ordered.points.value[last],
+        min_value=np.fmin.reduceat(pieces.min_value, first_piece),
+        max_value=np.fmax.reduceat(pieces.max_value, first_piece),
+    )
+
+
+def pack(
+    ordered: Sorted, pieces: Pieces, slots: SlotIdentity, portions: PortionIdentity
+) -> list[memoryview]:
+    """Return the rows of all pieces as a whole binary COPY stream, in several buffers."""
+    buffers: list[memoryview] = [memoryview(_COPY_HEADER)]
+    shape = pieces.counts * 2 + pieces.regular
+    for code in np.unique(shape).tolist():
+        which = np.flatnonzero(shape == code)
+        buffers.append(
+            _rows(ordered, pieces, which, code // 2, bool(code % 2), slots=slots, portions=portions)
+        )
+    buffers.append(memoryview(_COPY_TRAILER))
+    return buffers
+
+
+def _rows(
+    ordered: Sorted,
+    pieces: Pieces,
+    which: NDArray[np.intp],
+    points: int,
+    regular: bool,
+    *,
+    slots: SlotIdentity,
+    portions: PortionIdentity,
+) -> memoryview:
+    template = _row_template(points, regular)
+    raw = np.empty((len(which), template.itemsize), np.uint8)
+    raw[:] = np.frombuffer(template.tobytes(), np.uint8)
+    rows = raw.view(template.dtype)[:, 0]
+    starts = pieces.starts[which]
+    step, time, value = ordered.points.step, ordered.points.time, ordered.points.value
+
+    slot = ordered.slots[pieces.series[which]]
+    portion = slots.portion[slot]
+    rows["run_id"] = portions.run_id[portion]
+    rows["series_id"] = slots.series_id[slot]
+    rows["writer_no"] = portions.writer_no[portion]
+    rows["last_sequence"] = portions.last_sequence[portion]
+    rows["attempt"] = portions.attempt[portion]
+    first_step, first_time = step[starts], time[starts]
+    rows["first_step"] = first_step
+    rows["last_step"] = step[starts + points - 1]
+    rows["first_time"] = first_time
+    rows["min_value"] = pieces.min_value[which]
+    rows["max_value"] = pieces.max_value[which]
+
+    span = slice(int(starts[0]), int(starts[0]) + len(which) * points)
+    if starts[-1] + points == span.stop and len(which) > 0:
+        # Neighbours of equal length: the points are a matrix already.
+        times, values = time[span].reshape(-1, points), value[span].reshape(-1, points)
+        steps = None if regular else step[span].reshape(-1, points)
+    else:
+        places = starts[:, None] + np.arange(points)
+        times, values = time[places], value[places]
+        steps = None if regular else step[places]
+    rows["time_offsets"]["item"]["datum"] = times - first_time[:, None]
+    rows["values"]["item"]["datum"] = values
+    if steps is not None:
+        rows["step_offsets"]["item"]["datum"] = steps - first_step[:, None]
+    return raw.data.cast("B")
+
+
+def _array_type(points: int, datum: str) -> np.dtype[np.void]:
+    item = np.dtype([("bytes", ">i4"), ("datum", datum)])
+    header = [(name, ">i4") for name in ("bytes", "dimensions", "flags", "oid", "length", "lower")]
+    return np.dtype([*header, ("item", item, (points,))])
+
+
+@lru_cache(maxsize=4 * CHUNK_POINTS_MAX)
+def _row_template(points: int, regular: bool) -> NDArray[np.void]:
+    """Return one row, shape (1,), with all but the values filled in."""
+    fixed = [
+        ("run_id", "V16"),
+        ("series_id", ">i8"),
+        ("writer_no", ">i8"),
+        ("last_sequence", ">i8"),
+        ("first_step", ">i8"),
+        ("last_step", ">i8"),
+        ("first_time", ">i8"),
+        ("min_value", ">f8"),
+        ("max_value", ">f8"),
+        ("attempt", ">i4"),
+    ]
+    fields: list[tuple[str, str | np.dtype[np.void]]] = [("field_count", ">i2")]
+    for name, datum in fixed:
+        fields += [(f"{name}_bytes", ">i4"), (name, datum)]
+    arrays: list[tuple[str, int, str]] = [
+        ("time_offsets", _INT4_OID, ">i4"),
+        ("values", _FLOAT8_OID, ">f8"),
+    ]
+    if regular:
+        fields.append(("step_offsets_bytes", ">i4"))
+    else:
+        arrays.insert(0, ("step_offsets", _INT4_OID, ">i4"))
+    fields += [(name, _array_type(points, datum)) for name, _, datum in arrays]
+    row = np.zeros(1, np.dtype(fields))
+    row["field_count"] = len(COPY_COLUMNS)
+    for name, datum in fixed:
+        row[f"{name}_bytes"] = np.dtype(datum).itemsize
+    if regular:
+        row["step_offsets_bytes"] = -1  # NULL
+    for name, oid, datum in arrays:
+        array, size = row[name], np.dtype(datum).itemsize
+        array["bytes"] = 20 + points * (4 + size)
+        array["dimensions"], array["flags"], array["oid"] = 1, 0, oid
+        array["length"], array["lower"] = points, 1
+        array["item"]["bytes"] = size
+    return row
+
+
+def gather(
+    columns: Sequence[tuple[NDArray[np.uint32], Int64s, Int64s, NDArray[np.float64]]],
+    bases: Sequence[int],
+    slot_count: int,
+) -> Points:
+    """Concatenate the batches' columns; batch i's key indexes are moved up by `bases[i]`."""
+    lengths = [len(column[3]) for column in columns]
+    slot: NDArray[np.uint16] | NDArray[np.uint32]
+    if slot_count <= 65_536:
+        slot = np.empty(sum(lengths), np.uint16)
+    else:
+        slot = np.empty(sum(lengths), np.uint32)
+    start = 0
+    for (index, _, _, _), base, length in zip(columns, bases, lengths, strict=True):
+        np.add(index, base, out=slot[start : start + length], casting="unsafe")
+        start += length
+    return Points(
+        slot=slot,
+        step=np.concatenate([column[1] for column in columns]),
+        time=np.concatenate([column[2] for column in columns]),
+        value=np.concatenate([column[3] for column in columns]),
+    )

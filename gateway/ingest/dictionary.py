@@ -1,0 +1,139 @@
+"""A stream's key dictionary: key index → key → series id → place in the summary.
+
+Pure. Indexes come from the client, series ids from the store, places are given
+out in order of first commit. Refused keys keep their index, so that their
+points can be rejected and counted.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.domain.errors import HeadraceError, Reason
+from gateway.domain.limits import KEY_CHARACTERS_MAX, KEYS_MAX
+
+UNDEFINED: Final = -2
+REFUSED: Final = -1
+UNRESOLVED: Final = 0
+
+_FIRST_SIZE = 16
+
+
+class KeyDictionary:
+    """The keys of one stream.
+
+    Attributes:
+        series_ids: int64 by key index: a series id (> 0), UNRESOLVED, REFUSED or
+            UNDEFINED.
+        positions: int32 by key index: place in the writer's summary, -1 for none.
+        size: one more than the greatest defined index.
+    """
+
+    __slots__ = ("_by_key", "_keys", "_refusals", "key_bytes", "positions", "series_ids", "size")
+
+    def __init__(self) -> None:
+        self._keys: list[str | None] = []
+        self._by_key: dict[str, int] = {}
+        self._refusals: dict[int, tuple[Reason, str]] = {}
+        self.series_ids: NDArray[np.int64] = np.full(_FIRST_SIZE, UNDEFINED, np.int64)
+        self.positions: NDArray[np.int32] = np.full(_FIRST_SIZE, -1, np.int32)
+        self.size = 0
+        self.key_bytes = 0
+
+    def define(self, index: int, key: str) -> None:
+        """Define one index.
+
+        Raises:
+            HeadraceError: FIELD_INVALID or LIMIT_EXCEEDED when the definition breaks
+                the contract. A key that is merely bad is kept as refused.
+        """
+        if index >= KEYS_MAX:
+            raise HeadraceError(
+                Reason.LIMIT_EXCEEDED,
+                f"keys.index {index} is not below {KEYS_MAX}, the most keys a writer may have",
+                field="keys.index",
+                value=index,
+                limit=KEYS_MAX,
+            )
+        known = self._keys[index] if index < self.size else None
+        if known is not None:
+            if known != key:
+                raise HeadraceError(
+                    Reason.FIELD_INVALID,
+                    f"keys.index {index} is {known[:80]!r} already and cannot become {key[:80]!r}",
+                    field="keys.key",
+                    value=key,
+                )
+            return
+        if (other := self._by_key.get(key)) is not None:
+            raise HeadraceError(
+                Reason.FIELD_INVALID,
+                f"the key {key[:80]!r} has the index {other}; it cannot have {index} as well",
+                field="keys.index",
+                value=index,
+            )
+        self._grow(index + 1)
+        self._keys[index] = key
+        self._by_key[key] = index
+        self.key_bytes += len(key) + 64
+        fault = key_fault(key)
+        if fault is None:
+            self.series_ids[index] = UNRESOLVED
+        else:
+            self.refuse(index, Reason.KEY_INVALID, fault)
+
+    def refuse(self, index: int, reason: Reason, detail: str) -> None:
+        """Reject the points of `index` from now on."""
+        self.series_ids[index] = REFUSED
+        self._refusals[index] = (reason, detail)
+
+    def refusal(self, index: int) -> tuple[Reason, str]:
+        """Return why an index is refused."""
+        return self._refusals[index]
+
+    @property
+    def has_refusals(self) -> bool:
+        """Whether any index is refused."""
+        return bool(self._refusals)
+
+    def key(self, index: int) -> str:
+        """Return the key of a defined index."""
+        return self._keys[index] or ""
+
+    def first_undefined(self, indexes: NDArray[np.uint32]) -> int | None:
+        """Return an index that is not defined, if there is one among `indexes`."""
+        if not len(indexes):
+            return None
+        greatest = int(indexes.max())
+        if greatest >= self.size:
+            return greatest
+        if len(self._by_key) == self.size:
+            return None
+        holes = indexes[self.series_ids[indexes] == UNDEFINED]
+        return int(holes[0]) if len(holes) else None
+
+    def _grow(self, size: int) -> None:
+        if size <= self.size:
+            return
+        self._keys.extend([None] * (size - self.size))
+        self.size = size
+        capacity = len(self.series_ids)
+        if size > capacity:
+            capacity = max(size, capacity * 2)
+            series_ids = np.full(capacity, UNDEFINED, np.int64)
+            positions = np.full(capacity, -1, np.int32)
+            series_ids[: len(self.series_ids)] = self.series_ids
+            positions[: len(self.positions)] = self.positions
+            self.series_ids, self.positions = series_ids, positions
+
+
+def key_fault(key: str) -> str | None:
+    """Return what is wrong with a metric's key, or None."""
+    if not key:
+        return "the key is empty; it must have 1 character or more"
+    if len(key) > KEY_CHARACTERS_MAX:
+        return f"the key has {len(key)} characters; the limit is {KEY_CHARACTERS_MAX}"
+    if not key.isprintable() and any(ord(c) < 32 or ord(c) == 127 for c in key):
+        return "the key contains NUL or another control character"
+    return None

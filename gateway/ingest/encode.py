@@ -1,0 +1,419 @@
+"""From the portions of a flush to what the store writes and the sessions learn.
+
+Pure. Called by `writer` for each try of a flush, always from the same state: the
+effects touch a session only when `Encoded.apply` is called after the commit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.domain.errors import Reason
+from gateway.domain.flush import (
+    Counters,
+    EncodedFlush,
+    LateMarks,
+    RejectionSample,
+    SummaryRows,
+    WriterAdvance,
+)
+from gateway.domain.limits import (
+    REJECTION_SAMPLES_MAX,
+    STEP_MAX,
+    STEP_MIN,
+    TIME_US_MAX,
+    TIME_US_MIN,
+)
+from gateway.ingest import chunks
+from gateway.ingest.coalescer import Portion
+from gateway.ingest.dictionary import REFUSED, UNRESOLVED
+from gateway.ingest.summary import INT64_MIN, Advanced, Fold, SummaryPart, advance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What a commit changes in one session."""
+
+    portion: Portion
+    counters: Counters
+    samples: tuple[RejectionSample, ...]
+    new_positions: tuple[NDArray[np.intp], NDArray[np.int32]] | None
+    advanced: Advanced | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A flush and its effects, in the order of the portions."""
+
+    flush: EncodedFlush
+    effects: list[Effect]
+
+    def apply(self) -> None:
+        """Adopt the commit in every session."""
+        for effect in self.effects:
+            session = effect.portion.session
+            if effect.new_positions is not None:
+                indexes, positions = effect.new_positions
+                session.keys.positions[indexes] = positions
+            if effect.advanced is not None:
+                session.summary.apply(effect.advanced)
+            session.counters = session.counters.plus(effect.counters)
+            if effect.samples:
+                session.report(effect.samples)
+            session.committed(effect.portion.last_sequence, effect.portion.size_bytes)
+
+
+def unresolved_indexes(portion: Portion) -> list[int]:
+    """Return the key indexes of a portion whose series id is not known yet, ascending."""
+    keys = portion.session.keys
+    used = {
+        int(index)
+        for batch in portion.batches
+        for index in np.unique(
+            batch.series_index[keys.series_ids[batch.series_index] == UNRESOLVED]
+        )
+    }
+    return sorted(used)
+
+
+def mark_targets(portions: Sequence[Portion]) -> LateMarks:
+    """Return the (run, series, attempt) of every key the portions use, sorted, without steps."""
+    found = {
+        (portion.session.writer.run_id, int(series_id), portion.session.writer.attempt)
+        for portion in portions
+        for batch in portion.batches
+        for series_id in np.unique(portion.session.keys.series_ids[batch.series_index])
+        if series_id > 0
+    }
+    targets = sorted(found)
+    return LateMarks(
+        run_ids=[run_id for run_id, _, _ in targets],
+        series_ids=[series_id for _, series_id, _ in targets],
+        attempts=[attempt for _, _, attempt in targets],
+        last_steps=[None] * len(targets),
+    )
+
+
+def encode(
+    portions: Sequence[Portion],
+    *,
+    marks: LateMarks | None = None,
+    refuse: tuple[Reason, str] | None = None,
+) -> Encoded:
+    """Encode a flush.
+
+    Args:
+        portions: what to store, at most one of each session; every used key is
+            resolved or refused.
+        marks: for runs that reject late points: the locked marks of `mark_targets`.
+        refuse: rejects every point, with this reason and detail.
+    """
+    sizes = [portion.session.keys.size for portion in portions]
+    bases = np.cumsum([0, *sizes])
+    slot_count = int(bases[-1])
+    points = chunks.gather(
+        [
+            (batch.series_index, batch.step, batch.time, batch.value)
+            for portion in portions
+            for batch in portion.batches
+        ],
+        [
+            base
+            for portion, base in zip(portions, bases.tolist(), strict=False)
+            for _ in portion.batches
+        ],
+        slot_count,
+    )
+    slots = chunks.SlotIdentity(
+        portion=np.repeat(np.arange(len(portions), dtype=np.int32), sizes),
+        series_id=np.concatenate(
+            [
+                portion.session.keys.series_ids[:size]
+                for portion, size in zip(portions, sizes, strict=True)
+            ]
+        ),
+    )
+    screen = _Screen(portions, bases, slots)
+    points = screen.run(points, marks=marks, refuse=refuse)
+    stored = len(points.value)
+
+    late = np.zeros(len(portions), np.int64)
+    repeated = np.zeros(len(portions), np.int64)
+    accepted = np.zeros(len(portions), np.int64)
+    new_positions: list[tuple[NDArray[np.intp], NDArray[np.int32]] | None] = [None] * len(portions)
+    advanced: list[Advanced | None] = [None] * len(portions)
+    summaries = SummaryRows()
+    copy_pieces: list[memoryview] = []
+    chunk_count = 0
+    if stored:
+        ordered = chunks.sort(points, slot_count)
+        pieces = chunks.cut(ordered)
+        chunk_count = len(pieces.starts)
+        copy_pieces = chunks.pack(ordered, pieces, slots, _portion_identity(portions))
+        series_portion = slots.portion[ordered.slots]
+        accepted = _sum_by(series_portion, ordered.counts, len(portions))
+        fold = chunks.fold(ordered, pieces, slots.series_id)
+        parts, owners, series_marks = _summary_parts(
+            portions, bases, ordered, series_portion, new_positions
+        )
+        late, repeated = _late_and_repeated(ordered, series_marks, series_portion, len(portions))
+        summaries, states = advance(parts, fold)
+        for owner, state in zip(owners, states, strict=True):
+            advanced[owner] = state
+        if marks is not None:
+            marks = _raised(marks, portions, fold, series_portion)
+
+    effects: list[Effect] = []
+    advances: list[WriterAdvance] = []
+    for number, portion in enumerate(portions):
+        samples = screen.samples(number)
+        counters = Counters(
+            accepted_points=int(accepted[number]),
+            late_points=int(late[number]),
+            repeated_points=int(repeated[number]),
+            rejected_points=portion.points - int(accepted[number]),
+        )
+        session = portion.session
+        kept = (*session.rejections, *samples)[-REJECTION_SAMPLES_MAX:] if samples else None
+        advances.append(
+            WriterAdvance(
+                run_id=session.writer.run_id,
+                writer_id=session.writer.writer_id,
+                epoch=session.writer.epoch,
+                first_sequence=portion.first_sequence,
+                last_sequence=portion.last_sequence,
+                counters=counters,
+                rejections=kept,
+            )
+        )
+        effects.append(
+            Effect(
+                portion=portion,
+                counters=counters,
+                samples=samples,
+                new_positions=new_positions[number],
+                advanced=advanced[number],
+            )
+        )
+    flush = EncodedFlush(
+        advances=advances,
+        copy_pieces=copy_pieces,
+        summaries=summaries,
+        marks=marks,
+        points=stored,
+        chunks=chunk_count,
+    )
+    return Encoded(flush=flush, effects=effects)
+
+
+def _portion_identity(portions: Sequence[Portion]) -> chunks.PortionIdentity:
+    writers = [portion.session.writer for portion in portions]
+    return chunks.PortionIdentity(
+        run_id=np.frombuffer(b"".join(writer.run_id.bytes for writer in writers), "V16"),
+        writer_no=np.array([writer.writer_no for writer in writers], np.int64),
+        last_sequence=np.array([portion.last_sequence for portion in portions], np.int64),
+        attempt=np.array([writer.attempt for writer in writers], np.int32),
+    )
+
+
+def _sum_by(owner: NDArray[np.int32], amounts: NDArray[np.int64], owners: int) -> NDArray[np.int64]:
+    # Counts stay far below 2^53, so bincount's float64 sums are exact.
+    return np.bincount(owner, weights=amounts, minlength=owners).astype(np.int64)
+
+
+def _summary_parts(
+    portions: Sequence[Portion],
+    bases: NDArray[np.int64],
+    ordered: chunks.Sorted,
+    series_portion: NDArray[np.int32],
+    new_positions: list[tuple[NDArray[np.intp], NDArray[np.int32]] | None],
+) -> tuple[list[SummaryPart], list[int], NDArray[np.int64]]:
+    """Return each portion's part, the portions' numbers, and the mark of each series."""
+    parts: list[SummaryPart] = []
+    owners: list[int] = []
+    marks: list[NDArray[np.int64]] = []
+    edges = np.searchsorted(series_portion, np.arange(len(portions) + 1)).tolist()
+    for number, portion in enumerate(portions):
+        first, end = edges[number], edges[number + 1]
+        if first == end:
+            continue
+        session = portion.session
+        indexes = ordered.slots[first:end] - bases[number]
+        positions = session.keys.positions[indexes]
+        fresh = np.flatnonzero(positions < 0)
+        if len(fresh):
+            size = session.summary.size
+            positions[fresh] = np.arange(size, size + len(fresh), dtype=np.int32)
+            new_positions[number] = (indexes[fresh], positions[fresh])
+        marks.append(session.summary.marks(positions))
+        owners.append(number)
+        parts.append(
+            SummaryPart(
+                run_id=session.writer.run_id,
+                writer_no=session.writer.writer_no,
+                summary=session.summary,
+                positions=positions,
+            )
+        )
+    return parts, owners, np.concatenate(marks)
+
+
+def _late_and_repeated(
+    ordered: chunks.Sorted,
+    marks: NDArray[np.int64],
+    series_portion: NDArray[np.int32],
+    portions: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    late = np.zeros(portions, np.int64)
+    repeated = np.zeros(portions, np.int64)
+    step, starts = ordered.points.step, ordered.starts
+    if ordered.repeats is not None:
+        repeated += _sum_by(
+            series_portion, np.add.reduceat(ordered.repeats.astype(np.int64), starts), portions
+        )
+    suspect = np.flatnonzero(step[starts] <= marks)
+    if len(suspect):
+        spans = ordered.counts[suspect]
+        owner = np.repeat(suspect, spans)
+        inner = np.arange(len(owner)) - np.repeat(np.cumsum(spans) - spans, spans)
+        place = starts[owner] + inner
+        is_late = step[place] <= marks[owner]
+        late += _sum_by(series_portion[owner], is_late.astype(np.int64), portions)
+        again = step[place] == marks[owner]
+        if ordered.repeats is not None:
+            again &= ~ordered.repeats[place]
+        repeated += _sum_by(series_portion[owner], again.astype(np.int64), portions)
+    return late, repeated
+
+
+def _raised(
+    marks: LateMarks,
+    portions: Sequence[Portion],
+    fold: Fold,
+    series_portion: NDArray[np.int32],
+) -> LateMarks:
+    """Return the marks with the steps of this flush."""
+    keys = zip(marks.run_ids, marks.series_ids, marks.attempts, strict=True)
+    raised = dict(zip(keys, marks.last_steps, strict=True))
+    for number, series_id, step in zip(
+        series_portion.tolist(), fold.series_id.tolist(), fold.last_step.tolist(), strict=True
+    ):
+        writer = portions[number].session.writer
+        key = (writer.run_id, series_id, writer.attempt)
+        before = raised.get(key)
+        raised[key] = step if before is None else max(before, step)
+    return LateMarks(
+        run_ids=marks.run_ids,
+        series_ids=marks.series_ids,
+        attempts=marks.attempts,
+        last_steps=list(raised.values()),
+    )
+
+
+class _Screen:
+    """Rejects points for their content and keeps samples, by portion."""
+
+    def __init__(
+        self,
+        portions: Sequence[Portion],
+        bases: NDArray[np.int64],
+        slots: chunks.SlotIdentity,
+    ) -> None:
+        self._portions = portions
+        self._bases = bases
+        self._slots = slots
+        self._samples: dict[int, list[RejectionSample]] = {}
+
+    def samples(self, number: int) -> tuple[RejectionSample, ...]:
+        return tuple(self._samples.get(number, ())[:REJECTION_SAMPLES_MAX])
+
+    def run(
+        self,
+        points: chunks.Points,
+        *,
+        marks: LateMarks | None,
+        refuse: tuple[Reason, str] | None,
+    ) -> chunks.Points:
+        """Return the points to store."""
+        if not len(points.value):
+            return points
+        if refuse is not None:
+            everything = np.ones(len(points.value), np.bool_)
+            return self._reject(points, everything, refuse[0], "batch", refuse[1])
+        if any(portion.session.keys.has_refusals for portion in self._portions):
+            points = self._reject_refused_keys(points)
+        if len(points.value) and (points.step.min() < STEP_MIN or points.step.max() > STEP_MAX):
+            bad = (points.step < STEP_MIN) | (points.step > STEP_MAX)
+            detail = f"step is outside [{STEP_MIN}, {STEP_MAX}]"
+            points = self._reject(points, bad, Reason.STEP_OUT_OF_RANGE, "batch.step", detail)
+        if len(points.value) and (
+            points.time.min() < TIME_US_MIN or points.time.max() > TIME_US_MAX
+        ):
+            bad = (points.time < TIME_US_MIN) | (points.time > TIME_US_MAX)
+            detail = f"time_unix_us is outside [{TIME_US_MIN}, {TIME_US_MAX}]"
+            points = self._reject(
+                points, bad, Reason.TIME_OUT_OF_RANGE, "batch.time_unix_us", detail
+            )
+        if marks is not None and len(points.value):
+            by_slot = self._marks_by_slot(marks)
+            bad = points.step <= by_slot[points.slot]
+            if bad.any():
+                detail = "step is at or below the greatest committed step of its series and attempt"
+                points = self._reject(points, bad, Reason.STEP_LATE, "batch.step", detail)
+        return points
+
+    def _reject_refused_keys(self, points: chunks.Points) -> chunks.Points:
+        bad = self._slots.series_id[points.slot] == REFUSED
+        for slot in np.unique(points.slot[bad]).tolist():
+            number = int(self._slots.portion[slot])
+            keys = self._portions[number].session.keys
+            reason, detail = keys.refusal(slot - int(self._bases[number]))
+            self._note(points, points.slot == slot, reason, "keys.key", detail)
+        return points.only(~bad)
+
+    def _reject(
+        self, points: chunks.Points, bad: NDArray[np.bool_], reason: Reason, field: str, detail: str
+    ) -> chunks.Points:
+        for slot in np.unique(points.slot[bad]).tolist():
+            self._note(points, bad & (points.slot == slot), reason, field, detail)
+        return points.only(~bad)
+
+    def _note(
+        self, points: chunks.Points, bad: NDArray[np.bool_], reason: Reason, field: str, detail: str
+    ) -> None:
+        first = int(np.argmax(bad))
+        slot = int(points.slot[first])
+        number = int(self._slots.portion[slot])
+        portion = self._portions[number]
+        index = slot - int(self._bases[number])
+        values = {"batch.step": points.step, "batch.time_unix_us": points.time}
+        if field in values:
+            detail = f"{detail}; it is {int(values[field][first])}"
+        samples = self._samples.setdefault(number, [])
+        if len(samples) < REJECTION_SAMPLES_MAX:
+            samples.append(
+                RejectionSample(
+                    reason=reason,
+                    key=portion.session.keys.key(index)[:250].replace("\0", "\\0") or str(index),
+                    step=int(points.step[first]),
+                    sequence=portion.last_sequence,
+                    field=field,
+                    detail=detail,
+                    points=int(np.count_nonzero(bad)),
+                )
+            )
+
+    def _marks_by_slot(self, marks: LateMarks) -> NDArray[np.int64]:
+        keys = zip(marks.run_ids, marks.series_ids, marks.attempts, strict=True)
+        by_key = dict(zip(keys, marks.last_steps, strict=True))
+        by_slot = np.full(len(self._slots.series_id), INT64_MIN, np.int64)
+        for slot, (number, series_id) in enumerate(
+            zip(self._slots.portion.tolist(), self._slots.series_id.tolist(), strict=True)
+        ):
+            writer = self._portions[number].session.writer
+            step = by_key.get((writer.run_id, series_id, writer.attempt))
+            if step is not None:
+                by_slot[slot] = step
+        return by_slot

@@ -1,0 +1,322 @@
+"""The ingest engine of one gateway process: sessions, coalescer, writers, budgets.
+
+`rpc` opens sessions and feeds them; writer tasks flush them. The flush rule is
+self-clocking: a writer that becomes free takes everything pending up to a cap, and
+only when nothing is pending does it wait, then a few ms more to gather company.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
+from gateway.domain.flush import OpenedWriter, OpenRequest
+from gateway.ingest.budget import PendingBytes
+from gateway.ingest.coalescer import Coalescer, Portion
+from gateway.ingest.session import Batch, Session
+from gateway.ingest.writer import FlushConnection, Writer
+from gateway.telemetry import METRICS
+
+_LOG = structlog.get_logger(__name__)
+
+_HEARTBEAT_PERIOD_S = 10.0
+
+
+class WriterStore(Protocol):
+    """What the engine needs of the store, besides flush connections."""
+
+    async def open_writer(self, request: OpenRequest) -> OpenedWriter:
+        """Open a writer: a new epoch, and its watermark after whatever was in flight."""
+
+    async def finish_writer(self, writer: OpenedWriter, last_sequence: int) -> bool:
+        """Mark the writer finished; False when it is fenced."""
+
+    async def resync_writer(self, writer: OpenedWriter, first_sequence: int) -> bool:
+        """Move the watermark to first_sequence - 1; False when it is fenced."""
+
+    async def touch_runs(self, run_ids: Sequence[UUID]) -> None:
+        """Note that the runs are alive."""
+
+    def flush_connections(self) -> Sequence[FlushConnection]:
+        """Return the connections for writers, one each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestSettings:
+    """Limits of the engine.
+
+    Attributes:
+        pending_bytes_max, stream_pending_bytes_max: admitted and uncommitted bytes.
+        flush_points_max: points of one flush.
+        flush_linger_ms: how long an idle writer gathers after the first batch.
+        streams_max: open streams of this process.
+    """
+
+    pending_bytes_max: int = 256 * 1024 * 1024
+    stream_pending_bytes_max: int = 16 * 1024 * 1024
+    flush_points_max: int = 262_144
+    flush_linger_ms: float = 2.0
+    streams_max: int = 10_000
+
+
+class IngestEngine:
+    """Accepts sessions and flushes them until it is drained."""
+
+    def __init__(self, store: WriterStore, *, settings: IngestSettings) -> None:
+        self.settings = settings
+        self._store = store
+        self._sessions: set[Session] = set()
+        self._by_writer: dict[tuple[UUID, UUID], Session] = {}
+        self._alive: set[UUID] = set()
+        self._coalescer = Coalescer(points_max=settings.flush_points_max)
+        self._budget = PendingBytes(
+            total_max=settings.pending_bytes_max, stream_max=settings.stream_pending_bytes_max
+        )
+        self._work = asyncio.Semaphore(0)
+        self._idle_writers = 0
+        self._gathering = False
+        self._opening = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._draining = False
+        self._quiet = asyncio.Event()
+
+    # -- statistics -----------------------------------------------------------
+
+    @property
+    def streams(self) -> int:
+        """Open streams."""
+        return len(self._sessions)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes admitted and not committed."""
+        return self._budget.total
+
+    @property
+    def streams_waiting(self) -> int:
+        """Streams that are not read because a byte budget is spent."""
+        return self._budget.waiting
+
+    # -- life -----------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the writer tasks."""
+        for number, connection in enumerate(self._store.flush_connections()):
+            writer = Writer(connection, fenced=self._fence)
+            task = asyncio.create_task(self._write(writer), name=f"ingest-writer-{number}")
+            self._tasks.append(task)
+        self._tasks.append(asyncio.create_task(self._beat(), name="ingest-heartbeats"))
+
+    async def drain(self, deadline_s: float) -> bool:
+        """Ask every client to reconnect and commit what was admitted.
+
+        Returns:
+            Whether everything admitted was committed within the deadline.
+        """
+        self._draining = True
+        for session in list(self._sessions):
+            session.drain()
+            self._budget.wake(session)
+        try:
+            async with asyncio.timeout(deadline_s):
+                while self._sessions or self._budget.total:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        except TimeoutError:
+            _LOG.error(
+                "drain deadline passed",
+                streams=len(self._sessions),
+                pending_bytes=self._budget.total,
+            )
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Stop the writer tasks. What is not committed stays with its clients. Idempotent."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- streams --------------------------------------------------------------
+
+    async def open(self, request: OpenRequest, *, on_change: Callable[[], None]) -> Session:
+        """Open a stream's session.
+
+        Raises:
+            HeadraceError: DRAINING, OVERLOADED, or the store's refusal.
+        """
+        if self._stopping():
+            raise HeadraceError(
+                Reason.DRAINING, "the gateway is shutting down", retry_after_ms=1_000
+            )
+        if len(self._sessions) + self._opening >= self.settings.streams_max:
+            METRICS.streams_refused.inc()
+            raise HeadraceError(
+                Reason.OVERLOADED,
+                f"the gateway has {self.settings.streams_max} open streams, its maximum",
+                field="streams_max",
+                limit=self.settings.streams_max,
+                retry_after_ms=5_000,
+            )
+        self._opening += 1
+        try:
+            session = Session(await self._store.open_writer(request), on_change=on_change)
+        finally:
+            self._opening -= 1
+        self._sessions.add(session)
+        METRICS.streams.inc()
+        self._alive.add(request.run_id)
+        # Two streams of one writer in this process: fence the older at once
+        # rather than at its next flush.
+        name = (request.run_id, request.writer_id)
+        other = self._by_writer.get(name)
+        if other is None or other.writer.epoch < session.writer.epoch:
+            self._by_writer[name] = session
+            if other is not None:
+                self._end(other, _fenced_error(other))
+        if self._stopping():
+            session.drain()
+        return session
+
+    def _stopping(self) -> bool:
+        return self._draining
+
+    async def room(self, session: Session) -> None:
+        """Return when the session may read its next message, or has ended."""
+        await self._budget.room(session)
+
+    def admit(self, session: Session, batch: Batch) -> None:
+        """Admit a batch.
+
+        Raises:
+            HeadraceError: the batch breaks the contract.
+        """
+        if session.draining or session.ending is not None:
+            return
+        if session.admit(batch):
+            self._budget.admit(batch.size_bytes)
+            self._coalescer.admitted(session, len(batch.value))
+            self._alive.add(session.writer.run_id)
+            self._wake_writer()
+        else:
+            METRICS.batches_discarded.inc()
+            session.on_change()
+
+    def heartbeat(self, session: Session) -> None:
+        """Note that the client is alive; it is owed an ack."""
+        self._alive.add(session.writer.run_id)
+        session.heartbeat()
+
+    async def finish(self, session: Session) -> None:
+        """Finish the session's writer; everything before is committed already.
+
+        Raises:
+            HeadraceError: WRITER_FENCED, or the store cannot be reached.
+        """
+        if not await self._store.finish_writer(session.writer, session.committed_sequence):
+            raise _fenced_error(session)
+        session.finished = True
+
+    async def resync(self, session: Session, first_sequence: int) -> None:
+        """Continue a writer at `first_sequence`; see Resync in the contract.
+
+        Raises:
+            HeadraceError: the message is not allowed here, or the writer is fenced.
+        """
+        session.check_resync(first_sequence)
+        if not await self._store.resync_writer(session.writer, first_sequence):
+            raise _fenced_error(session)
+        session.resynced(first_sequence)
+
+    def leave(self, session: Session) -> None:
+        """Note that the stream is over. What it admitted is still committed."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+            METRICS.streams.dec()
+        name = (session.writer.run_id, session.writer.writer_id)
+        if self._by_writer.get(name) is session:
+            del self._by_writer[name]
+        self._quiet.set()
+
+    # -- inside ---------------------------------------------------------------
+
+    def _wake_writer(self) -> None:
+        if self._idle_writers > 0 and not self._gathering:
+            self._idle_writers -= 1
+            self._gathering = True
+            self._work.release()
+
+    async def _write(self, writer: Writer) -> None:
+        while True:
+            portions = self._coalescer.take()
+            if not portions:
+                self._idle_writers += 1
+                await self._work.acquire()
+                await asyncio.sleep(self.settings.flush_linger_ms / 1000)
+                self._gathering = False
+                continue
+            try:
+                await writer.flush(portions)
+            except Exception:
+                _LOG.exception("flush failed by a defect of the gateway")
+                for portion in portions:
+                    self._end(
+                        portion.session,
+                        HeadraceError(
+                            Reason.INTERNAL, "the gateway failed to store a batch; see its log"
+                        ),
+                    )
+            finally:
+                for portion in portions:
+                    self._coalescer.release(portion.session)
+                    if portion.session.ending is not None:
+                        self._drop_pending(portion.session)
+                    self._budget.release(portion.size_bytes)
+                if self._coalescer.ready:
+                    self._wake_writer()
+                METRICS.pending_bytes.set(self._budget.total)
+                METRICS.streams_paused.set(self._budget.waiting)
+                self._quiet.set()
+
+    def _fence(self, portion: Portion) -> None:
+        METRICS.writers_fenced.inc()
+        portion.session.pending_bytes -= portion.size_bytes
+        self._end(portion.session, _fenced_error(portion.session))
+
+    def _end(self, session: Session, error: HeadraceError) -> None:
+        session.end(error)
+        if not session.in_flight:
+            self._drop_pending(session)
+        self._budget.wake(session)
+
+    def _drop_pending(self, session: Session) -> None:
+        size_bytes = sum(batch.size_bytes for batch in session.pending)
+        self._coalescer.forget(session)
+        session.pending_bytes -= size_bytes
+        self._budget.release(size_bytes)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(_HEARTBEAT_PERIOD_S)
+            alive, self._alive = self._alive, set()
+            if alive:
+                try:
+                    await self._store.touch_runs(sorted(alive))
+                except StoreUnavailableError:
+                    self._alive |= alive
+
+
+def _fenced_error(session: Session) -> HeadraceError:
+    return HeadraceError(
+        Reason.WRITER_FENCED,
+        f"a newer stream of writer {session.writer.writer_id.hex} was opened; this one "
+        f"(epoch {session.writer.epoch}) ends",
+        field="open.writer_id",
+        value=session.writer.writer_id.hex,
+        epoch=session.writer.epoch,
+    )

@@ -1,0 +1,247 @@
+"""Takes flushes from the coalescer and sees each of them to its end.
+
+One writer task owns one database connection for life. What it guarantees:
+
+1. A session is told `committed` only after the transaction that holds its batches
+   committed, or was found committed after an ambiguous COMMIT.
+2. Every session of a failed flush learns its own fate: fenced sessions leave it,
+   content that the store refuses is isolated writer by writer and then batch by
+   batch, and everything else waits until the store takes it.
+3. It is never cancelled by a call's end. Streams stall while the store is away.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from gateway.domain.backoff import retry_delay_s
+from gateway.domain.errors import HeadraceError, Reason
+from gateway.domain.flush import (
+    EncodedFlush,
+    FlushAmbiguousError,
+    FlushConflictError,
+    FlushDataError,
+    FlushUnavailableError,
+    LateMarks,
+    WriterAdvance,
+)
+from gateway.domain.series import SeriesWanted
+from gateway.ingest.coalescer import Portion
+from gateway.ingest.encode import Encoded, encode, mark_targets, unresolved_indexes
+from gateway.telemetry import METRICS
+
+_LOG = structlog.get_logger(__name__)
+
+_REFUSED_DETAIL = "the database refused the content of the batch that carried these points"
+
+
+class FlushConnection(Protocol):
+    """A database connection that writes flushes. Raises the Flush…Errors of `domain.flush`."""
+
+    async def resolve_series(self, wanted: SeriesWanted) -> list[int | None]:
+        """Return the id of each series, creating what is missing; None beyond the run's limit."""
+
+    async def commit(self, flush: EncodedFlush) -> list[int]:
+        """Commit a flush in one transaction.
+
+        Returns:
+            The positions in `flush.advances` of writers whose epoch or watermark did
+            not match; when there are any, nothing was committed.
+        """
+
+    async def commit_rejecting(
+        self, wanted: LateMarks, encode: Callable[[LateMarks], EncodedFlush]
+    ) -> list[int]:
+        """Lock the wanted marks, encode with them, and commit like `commit`."""
+
+    async def was_committed(self, advances: Sequence[WriterAdvance]) -> bool:
+        """Return whether the flush whose COMMIT was ambiguous is committed."""
+
+
+class Writer:
+    """Sees flushes to their end over one connection."""
+
+    def __init__(
+        self,
+        connection: FlushConnection,
+        *,
+        fenced: Callable[[Portion], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._connection = connection
+        self._fenced = fenced
+        self._sleep = sleep
+
+    async def flush(self, portions: Sequence[Portion]) -> None:
+        """Store the portions; returns when each is committed or its session has ended."""
+        started = time.perf_counter()
+        failures = 0
+        remaining = list(portions)
+        while remaining:
+            try:
+                encoded, fenced = await self._attempt(remaining)
+            except FlushDataError as error:
+                METRICS.flush_retries.labels(cause="data").inc()
+                _LOG.warning("flush refused", writers=len(remaining), error=str(error))
+                await self._isolate(remaining)
+                return
+            except FlushConflictError:
+                failures += 1
+                METRICS.flush_retries.labels(cause="conflict").inc()
+                await self._sleep(random.random() * 0.02)
+            except FlushUnavailableError as error:
+                failures += 1
+                METRICS.flush_retries.labels(cause="unavailable").inc()
+                if failures in {1, 10} or failures % 100 == 0:
+                    _LOG.warning(
+                        "store unavailable; streams wait", tries=failures, error=str(error)
+                    )
+                await self._sleep(retry_delay_s(failures))
+            else:
+                if not fenced:
+                    self._finish(encoded, remaining, time.perf_counter() - started)
+                    return
+                for position in fenced:
+                    self._fenced(remaining[position])
+                remaining = [
+                    portion for at, portion in enumerate(remaining) if at not in set(fenced)
+                ]
+
+    async def _attempt(self, portions: Sequence[Portion]) -> tuple[Encoded, list[int]]:
+        """Try once; an ambiguous COMMIT is settled here."""
+        await self._resolve(portions)
+        encoded: Encoded | None = None
+        try:
+            if portions[0].session.writer.rejects_late:
+
+                def encode_with(marks: LateMarks) -> EncodedFlush:
+                    nonlocal encoded
+                    encoded = encode(portions, marks=marks)
+                    return encoded.flush
+
+                fenced = await self._connection.commit_rejecting(
+                    mark_targets(portions), encode_with
+                )
+            else:
+                encoded = encode(portions)
+                fenced = await self._connection.commit(encoded.flush)
+        except FlushAmbiguousError:
+            if encoded is None:  # nothing was sent yet
+                raise FlushUnavailableError("the connection broke before the flush") from None
+            fenced = await self._settle(encoded)
+        if encoded is None:
+            raise FlushUnavailableError("the flush was not encoded")
+        return encoded, fenced
+
+    async def _settle(self, encoded: Encoded) -> list[int]:
+        """Find out what an ambiguous COMMIT did; never guess.
+
+        Raises:
+            FlushConflictError: it did not commit.
+        """
+        METRICS.flush_retries.labels(cause="ambiguous").inc()
+        failures = 0
+        while True:
+            try:
+                committed = await self._connection.was_committed(encoded.flush.advances)
+            except (FlushUnavailableError, FlushConflictError, FlushAmbiguousError):
+                failures += 1
+                await self._sleep(retry_delay_s(failures))
+                continue
+            _LOG.warning("ambiguous commit settled", committed=committed)
+            if committed:
+                return []
+            raise FlushConflictError("the ambiguous commit did not happen")
+
+    async def _isolate(self, portions: Sequence[Portion]) -> None:
+        """Store refused content apart: writer by writer, then batch by batch."""
+        if len(portions) > 1:
+            for portion in portions:
+                await self.flush([portion])
+            return
+        (portion,) = portions
+        if len(portion.batches) > 1:
+            for batch in portion.batches:
+                if portion.session.ending is not None:
+                    return
+                await self.flush(
+                    [
+                        Portion(
+                            session=portion.session,
+                            batches=(batch,),
+                            points=len(batch.value),
+                            size_bytes=batch.size_bytes,
+                        )
+                    ]
+                )
+            return
+        await self._reject(portion)
+
+    async def _reject(self, portion: Portion) -> None:
+        """Advance past a batch that the store refuses, counting its points as rejected."""
+        failures = 0
+        while True:
+            encoded = encode([portion], refuse=(Reason.STORE_REFUSED, _REFUSED_DETAIL))
+            try:
+                fenced = await self._connection.commit(encoded.flush)
+            except FlushDataError as error:
+                _LOG.error("cannot count a rejected batch", error=str(error))
+                portion.session.end(
+                    HeadraceError(Reason.INTERNAL, "the gateway could not record a rejected batch")
+                )
+                return
+            except FlushAmbiguousError:
+                try:
+                    fenced = await self._settle(encoded)
+                except FlushConflictError:
+                    continue
+            except (FlushConflictError, FlushUnavailableError):
+                failures += 1
+                await self._sleep(retry_delay_s(failures))
+                continue
+            if fenced:
+                self._fenced(portion)
+            else:
+                self._finish(encoded, [portion], 0.0)
+            return
+
+    def _finish(self, encoded: Encoded, portions: Sequence[Portion], seconds: float) -> None:
+        encoded.apply()
+        accepted = late = repeated = 0
+        now = time.perf_counter()
+        for effect in encoded.effects:
+            accepted += effect.counters.accepted_points
+            late += effect.counters.late_points
+            repeated += effect.counters.repeated_points
+            for sample in effect.samples:
+                METRICS.points_rejected.labels(reason=sample.reason.name).inc(sample.points)
+            METRICS.ack_seconds.observe(now - effect.portion.batches[0].arrived)
+        METRICS.points_accepted.inc(accepted)
+        METRICS.points_late.inc(late)
+        METRICS.points_repeated.inc(repeated)
+        METRICS.batches.inc(sum(len(portion.batches) for portion in portions))
+        METRICS.flush_points.observe(encoded.flush.points)
+        METRICS.flush_seconds.observe(seconds)
+
+    async def _resolve(self, portions: Sequence[Portion]) -> None:
+        wanted = [(portion, index) for portion in portions for index in unresolved_indexes(portion)]
+        if not wanted:
+            return
+        ids = await self._connection.resolve_series(
+            SeriesWanted(
+                run_ids=[portion.session.writer.run_id for portion, _ in wanted],
+                ranks=[portion.session.writer.rank for portion, _ in wanted],
+                keys=[portion.session.keys.key(index) for portion, index in wanted],
+            )
+        )
+        for (portion, index), series_id in zip(wanted, ids, strict=True):
+            if series_id is None:
+                portion.session.keys.refuse(
+                    index, Reason.KEYS_EXHAUSTED, "the run has its maximum number of series"
+                )
+            else:
+                portion.session.resolve(index, series_id)

@@ -1,0 +1,478 @@
+"""The write side of metrics in PostgreSQL: writers, series, flushes.
+
+`MetricStore` answers what a stream needs once; `IngestConnection` is lent to one
+writer task for life and runs the flush transaction:
+
+    UPDATE writers (watermark, counters) → COPY metric_chunks → writer_summaries → COMMIT
+
+Every error leaves here as a HeadraceError or as one of the Flush…Errors.
+"""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
+from gateway.domain.flush import (
+    Counters,
+    EncodedFlush,
+    FlushAmbiguousError,
+    FlushConflictError,
+    FlushDataError,
+    FlushUnavailableError,
+    LateMarks,
+    OpenedWriter,
+    OpenRequest,
+    RejectionSample,
+    SummaryRows,
+    WriterAdvance,
+)
+from gateway.domain.series import SERIES_PER_RUN_MAX, SeriesWanted
+from gateway.store.connections import CONNECTION_LOST, Database, Slot
+from gateway.store.queries import load
+
+_SQL: Final = load("metrics")
+_CHUNK_COLUMNS: Final = (
+    "run_id",
+    "series_id",
+    "writer_no",
+    "last_sequence",
+    "first_step",
+    "last_step",
+    "first_time",
+    "min_value",
+    "max_value",
+    "attempt",
+    "step_offsets",
+    "time_offsets",
+    "values",
+)
+_COPY_PIECE_BYTES: Final = 512 * 1024
+_UNSEEN: Final = -(2**63)
+_LATE_POLICY_REJECT: Final = 2
+_BROKEN = (*CONNECTION_LOST, TimeoutError)
+_OPEN_TIMEOUT_S: Final = 30.0
+
+
+class MetricStore:
+    """Writers and their flush connections, over one Database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def flush_connections(self) -> list["IngestConnection"]:
+        """Return the ingest connections of the budget."""
+        return [IngestConnection(slot, self._database) for slot in self._database.ingest]
+
+    async def open_writer(self, request: OpenRequest) -> OpenedWriter:
+        """Open a writer under a new epoch.
+
+        Waits for a flush of the writer that is under way, so that the watermark it
+        returns is final for all earlier epochs.
+
+        Raises:
+            HeadraceError: RUN_NOT_FOUND, RUN_PURGED, RESUME_STEP_MISMATCH,
+                WRITER_CLAIMED, WRITER_MISMATCH, STORE_UNAVAILABLE.
+        """
+        async with (
+            self._database.query(timeout_s=_OPEN_TIMEOUT_S) as connection,
+            connection.transaction(),
+        ):
+            run = await connection.fetchrow(_SQL["lock_run"], request.run_id, request.workspace_id)
+            if run is None:
+                raise HeadraceError(
+                    Reason.RUN_NOT_FOUND,
+                    f"no run {request.run_id.hex}; create it with RunService.CreateRun first",
+                    field="open.run_id",
+                    value=request.run_id.hex,
+                )
+            if run["purged"]:
+                raise HeadraceError(
+                    Reason.RUN_PURGED,
+                    f"the run {request.run_id.hex} was purged and takes no more points",
+                    field="open.run_id",
+                    value=request.run_id.hex,
+                )
+            await _announce_attempt(connection, request)
+            row = await connection.fetchrow(
+                _SQL["open_writer"],
+                request.run_id,
+                request.writer_id,
+                request.incarnation,
+                request.rank,
+                request.attempt,
+            )
+            if row is None:
+                raise await _open_refusal(connection, request)
+            blocks = (
+                await connection.fetch(_SQL["writer_summaries"], request.run_id, row["writer_no"])
+                if row["committed_sequence"] > 0
+                else []
+            )
+        return OpenedWriter(
+            run_id=request.run_id,
+            writer_id=request.writer_id,
+            writer_no=row["writer_no"],
+            rank=request.rank,
+            attempt=request.attempt,
+            epoch=row["epoch"],
+            committed_sequence=row["committed_sequence"],
+            finished=row["finished"],
+            rejects_late=run["late_policy"] == _LATE_POLICY_REJECT,
+            counters=Counters(
+                accepted_points=row["accepted_points"],
+                late_points=row["late_points"],
+                repeated_points=row["repeated_points"],
+                rejected_points=row["rejected_points"],
+                lost_records=row["lost_records"],
+            ),
+            rejections=_samples_from_json(row["rejections"]),
+            summaries=SummaryRows(
+                series_ids=[item for block in blocks for item in block["series_ids"]],
+                point_counts=[item for block in blocks for item in block["point_counts"]],
+                last_steps=[item for block in blocks for item in block["last_steps"]],
+                last_times=[item for block in blocks for item in block["last_times"]],
+                last_values=[item for block in blocks for item in block["last_values"]],
+                min_values=[item for block in blocks for item in block["min_values"]],
+                max_values=[item for block in blocks for item in block["max_values"]],
+            ),
+        )
+
+    async def finish_writer(self, writer: OpenedWriter, last_sequence: int) -> bool:
+        """Mark a writer finished; False when its epoch or watermark moved. Idempotent."""
+        async with self._database.query() as connection:
+            return bool(
+                await connection.fetchval(
+                    _SQL["finish_writer"],
+                    writer.run_id,
+                    writer.writer_id,
+                    writer.epoch,
+                    last_sequence,
+                )
+            )
+
+    async def resync_writer(self, writer: OpenedWriter, first_sequence: int) -> bool:
+        """Move a watermark forward over lost records; False when the epoch moved."""
+        async with self._database.query() as connection:
+            return bool(
+                await connection.fetchval(
+                    _SQL["resync_writer"],
+                    writer.run_id,
+                    writer.writer_id,
+                    writer.epoch,
+                    first_sequence,
+                )
+            )
+
+    async def touch_runs(self, run_ids: Sequence[UUID]) -> None:
+        """Note that the runs are alive; `run_ids` ascending."""
+        async with self._database.query() as connection:
+            await connection.execute(_SQL["touch_runs"], list(run_ids))
+
+
+async def _announce_attempt(connection: asyncpg.Connection, request: OpenRequest) -> None:
+    exempt = list(request.resume_exempt_keys)
+    fresh = await connection.fetchval(
+        _SQL["insert_attempt"], request.run_id, request.attempt, request.resume_step, exempt
+    )
+    if fresh is not None:
+        await connection.execute(_SQL["restart_run"], request.run_id, request.attempt)
+        return
+    if request.resume_step is None:
+        return
+    known = await connection.fetchrow(_SQL["get_attempt"], request.run_id, request.attempt)
+    if known["resume_step"] is None:
+        await connection.execute(
+            _SQL["announce_resume_step"],
+            request.run_id,
+            request.attempt,
+            request.resume_step,
+            exempt,
+        )
+    elif known["resume_step"] != request.resume_step:
+        raise HeadraceError(
+            Reason.RESUME_STEP_MISMATCH,
+            f"attempt {request.attempt} of run {request.run_id.hex} resumes at step "
+            f"{known['resume_step']} for one writer and at {request.resume_step} for this one; "
+            "all ranks of an attempt must restore the same checkpoint",
+            field="open.resume_step",
+            value=request.resume_step,
+            announced=known["resume_step"],
+        )
+
+
+async def _open_refusal(connection: asyncpg.Connection, request: OpenRequest) -> HeadraceError:
+    known = await connection.fetchrow(_SQL["get_writer"], request.run_id, request.writer_id)
+    if known["incarnation"] != request.incarnation:
+        return HeadraceError(
+            Reason.WRITER_CLAIMED,
+            f"the writer id {request.writer_id.hex} belongs to another spool; "
+            "a process needs a writer id of its own",
+            field="open.incarnation",
+            value=request.incarnation.hex,
+        )
+    return HeadraceError(
+        Reason.WRITER_MISMATCH,
+        f"the writer {request.writer_id.hex} was opened as rank {known['rank']} of attempt "
+        f"{known['attempt']}, not as rank {request.rank} of attempt {request.attempt}",
+        field="open.rank" if known["rank"] != request.rank else "open.attempt",
+        value=request.rank if known["rank"] != request.rank else request.attempt,
+        limit=known["rank"] if known["rank"] != request.rank else known["attempt"],
+    )
+
+
+class IngestConnection:
+    """One connection of the budget, for one writer task."""
+
+    def __init__(self, slot: Slot, database: Database) -> None:
+        self._slot = slot
+        self._database = database
+
+    async def resolve_series(self, wanted: SeriesWanted) -> list[int | None]:
+        """Return the id of each series, creating what is missing; None beyond the run's limit.
+
+        Raises:
+            FlushUnavailableError, FlushConflictError: try again.
+        """
+        async with self._errors() as connection:
+            found = await self._find_series(connection, wanted, range(len(wanted.keys)))
+            missing = [place for place in range(len(wanted.keys)) if place not in found]
+            if missing:
+                allowed: list[int] = []
+                for run_id in {wanted.run_ids[place] for place in missing}:
+                    places = [place for place in missing if wanted.run_ids[place] == run_id]
+                    count = await connection.fetchval(
+                        _SQL["count_series"], run_id, SERIES_PER_RUN_MAX
+                    )
+                    allowed += places[: SERIES_PER_RUN_MAX - count]
+                await connection.execute(
+                    _SQL["insert_series"],
+                    [wanted.run_ids[place] for place in allowed],
+                    [wanted.ranks[place] for place in allowed],
+                    [wanted.keys[place] for place in allowed],
+                )
+                found |= await self._find_series(connection, wanted, allowed)
+            return [found.get(place) for place in range(len(wanted.keys))]
+
+    @staticmethod
+    async def _find_series(
+        connection: asyncpg.Connection, wanted: SeriesWanted, places: Sequence[int]
+    ) -> dict[int, int]:
+        rows = await connection.fetch(
+            _SQL["find_series"],
+            [wanted.run_ids[place] for place in places],
+            [wanted.ranks[place] for place in places],
+            [wanted.keys[place] for place in places],
+        )
+        return {places[row["place"] - 1]: row["series_id"] for row in rows}
+
+    async def commit(self, flush: EncodedFlush) -> list[int]:
+        """Commit a flush in one transaction.
+
+        Returns:
+            The positions of writers that did not match; nothing is committed then.
+
+        Raises:
+            FlushDataError, FlushConflictError, FlushUnavailableError: rolled back.
+            FlushAmbiguousError: ask `was_committed`.
+        """
+        async with self._transaction() as connection:
+            fenced = await self._write(connection, flush)
+            if fenced:
+                await connection.execute("ROLLBACK")
+        return fenced
+
+    async def commit_rejecting(
+        self, wanted: LateMarks, encode: Callable[[LateMarks], EncodedFlush]
+    ) -> list[int]:
+        """Lock the wanted marks, encode with them, and commit like `commit`."""
+        async with self._transaction() as connection:
+            keys = (wanted.run_ids, wanted.series_ids, wanted.attempts)
+            await connection.execute(_SQL["insert_marks"], *keys)
+            rows = await connection.fetch(_SQL["lock_marks"], *keys)
+            locked = LateMarks(
+                run_ids=[row["run_id"] for row in rows],
+                series_ids=[row["series_id"] for row in rows],
+                attempts=[row["attempt"] for row in rows],
+                last_steps=[
+                    None if row["last_step"] == _UNSEEN else row["last_step"] for row in rows
+                ],
+            )
+            flush = encode(locked)
+            fenced = await self._write(connection, flush)
+            if fenced:
+                await connection.execute("ROLLBACK")
+            elif flush.marks is not None:
+                await connection.execute(
+                    _SQL["raise_marks"],
+                    flush.marks.run_ids,
+                    flush.marks.series_ids,
+                    flush.marks.attempts,
+                    [_UNSEEN if step is None else step for step in flush.marks.last_steps],
+                )
+        return fenced
+
+    async def was_committed(self, advances: Sequence[WriterAdvance]) -> bool:
+        """Return whether the flush whose COMMIT was ambiguous is committed.
+
+        The old backend is gone by the time a new connection exists (see
+        `connections`), or holds its row locks until it is: locking the rows
+        waits for it. Within its epoch only this flush moves a watermark, so any
+        row of its epoch decides; rows of newer epochs say nothing, and their
+        streams are fenced anyway.
+
+        Raises:
+            FlushUnavailableError, FlushConflictError: ask again.
+        """
+        async with self._errors() as connection:
+            rows = await connection.fetch(
+                _SQL["lock_writers"],
+                list(range(len(advances))),
+                [advance.run_id for advance in advances],
+                [advance.writer_id for advance in advances],
+            )
+            return any(
+                row["epoch"] == advances[row["place"]].epoch
+                and row["committed_sequence"] >= advances[row["place"]].last_sequence
+                for row in rows
+            )
+
+    async def _write(self, connection: asyncpg.Connection, flush: EncodedFlush) -> list[int]:
+        advances = flush.advances
+        order = sorted(
+            range(len(advances)),
+            key=lambda place: (advances[place].run_id, advances[place].writer_id),
+        )
+        ordered = [advances[place] for place in order]
+        matched = await connection.fetch(
+            _SQL["advance_writers"],
+            order,
+            [advance.run_id for advance in ordered],
+            [advance.writer_id for advance in ordered],
+            [advance.epoch for advance in ordered],
+            [advance.first_sequence for advance in ordered],
+            [advance.last_sequence for advance in ordered],
+            [advance.counters.accepted_points for advance in ordered],
+            [advance.counters.late_points for advance in ordered],
+            [advance.counters.repeated_points for advance in ordered],
+            [advance.counters.rejected_points for advance in ordered],
+            [
+                None if advance.rejections is None else _samples_to_json(advance.rejections)
+                for advance in ordered
+            ],
+        )
+        if len(matched) < len(advances):
+            found = {row["place"] for row in matched}
+            return [place for place in range(len(advances)) if place not in found]
+        if flush.copy_pieces:
+            await connection.copy_to_table(
+                "metric_chunks",
+                source=_sliced(flush.copy_pieces),
+                columns=_CHUNK_COLUMNS,
+                format="binary",
+            )
+        rows = flush.summaries
+        if rows.run_ids:
+            await connection.execute(
+                _SQL["store_summaries"],
+                rows.run_ids,
+                rows.writer_nos,
+                rows.blocks,
+                rows.lo,
+                rows.hi,
+                rows.series_ids,
+                rows.point_counts,
+                rows.last_steps,
+                rows.last_times,
+                rows.last_values,
+                rows.min_values,
+                rows.max_values,
+            )
+        return []
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[asyncpg.Connection]:
+        """Run the block in a transaction, unless the block has ended it itself."""
+        async with self._errors() as connection:
+            await connection.execute("BEGIN")
+            yield connection
+            if not connection.is_in_transaction():
+                return
+            try:
+                await connection.execute("COMMIT")
+            except (*_BROKEN, asyncpg.PostgresError) as error:
+                self._slot.discard()
+                raise FlushAmbiguousError(str(error)) from error
+            except BaseException:
+                self._slot.discard()  # cancelled by a forced stop
+                raise
+
+    @contextlib.asynccontextmanager
+    async def _errors(self) -> AsyncIterator[asyncpg.Connection]:
+        """Lend the connection; translate errors and leave no open transaction behind."""
+        try:
+            connection = await self._slot.ensure()
+        except StoreUnavailableError as error:
+            raise FlushUnavailableError(error.message) from error
+        try:
+            yield connection
+        except FlushAmbiguousError:
+            raise
+        except _BROKEN as error:
+            self._slot.discard()
+            raise FlushUnavailableError(f"connection lost: {error!r}") from error
+        except asyncpg.PostgresError as error:
+            await self._roll_back(connection)
+            state = error.sqlstate or ""
+            if state in {"40P01", "40001"}:
+                raise FlushConflictError(str(error)) from error
+            if state[:2] in {"22", "23"}:
+                raise FlushDataError(str(error)) from error
+            raise FlushUnavailableError(f"SQLSTATE {state}: {error}") from error
+        except BaseException:
+            # A defect, or a forced stop in the middle: what the connection is
+            # doing is unknown, so it goes.
+            self._slot.discard()
+            raise
+
+    async def _roll_back(self, connection: asyncpg.Connection) -> None:
+        try:
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK", timeout=5)
+        except (*_BROKEN, asyncpg.PostgresError):
+            self._slot.discard()
+
+
+async def _sliced(pieces: Sequence[memoryview]) -> AsyncIterator[memoryview]:
+    """Yield pieces of a size at which the driver checks flow control often enough."""
+    for piece in pieces:
+        for start in range(0, len(piece), _COPY_PIECE_BYTES):
+            yield piece[start : start + _COPY_PIECE_BYTES]
+
+
+def _samples_to_json(samples: Sequence[RejectionSample]) -> str:
+    return json.dumps(
+        [
+            {
+                "reason": int(sample.reason),
+                "key": sample.key,
+                "step": sample.step,
+                "sequence": sample.sequence,
+                "field": sample.field,
+                "detail": sample.detail,
+                "points": sample.points,
+            }
+            for sample in samples
+        ]
+    )
+
+
+def _samples_from_json(text: str) -> tuple[RejectionSample, ...]:
+    return tuple(
+        RejectionSample(**{**sample, "reason": Reason(sample["reason"])})
+        for sample in json.loads(text)
+    )
