@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import sys
 import time
 import uuid
@@ -366,14 +367,17 @@ async def run(
     *,
     journal: Journal | None = None,
     on_ready: Callable[[], None] = lambda: None,
+    stop: asyncio.Event | None = None,
 ) -> Result:
     """Send `traffic` to the gateway at `address`.
 
     Args:
+        journal: where to note what was sent and acknowledged.
         on_ready: called when all streams are open, before the clock starts.
+        stop: ends sending early; what was sent is still waited for.
     """
     tally, encoder = _Tally(), Encoder()
-    go, stop = asyncio.Event(), asyncio.Event()
+    go, stop = asyncio.Event(), stop or asyncio.Event()
     streams = [
         _Stream(number, traffic, address, tally, journal) for number in range(traffic.streams)
     ]
@@ -460,17 +464,22 @@ def _parse(arguments: list[str]) -> tuple[str, Traffic, str]:
     return address, Traffic(mix=mix, **values), journal
 
 
-def main() -> None:
-    """Run from the command line."""
-    address, traffic, journal = _parse(sys.argv[1:])
-    result = asyncio.run(
-        run(
-            address,
-            traffic,
-            journal=Journal(journal) if journal else None,
-            on_ready=lambda: print("ready", file=sys.stderr, flush=True),
-        )
+async def _run_until_terminated(address: str, traffic: Traffic, journal: str) -> Result:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return await run(
+        address,
+        traffic,
+        journal=Journal(journal) if journal else None,
+        on_ready=lambda: print("ready", file=sys.stderr, flush=True),
+        stop=stop,
     )
+
+
+def main() -> None:
+    """Run from the command line; SIGTERM stops sending and drains."""
+    result = asyncio.run(_run_until_terminated(*_parse(sys.argv[1:])))
     print(json.dumps(asdict(result)))
     sys.exit(1 if result.errors else 0)
 

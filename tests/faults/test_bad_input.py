@@ -342,7 +342,7 @@ async def test_import_that_does_not_finish_fails_and_keeps_what_it_sent(
     async with connected(shared_gateway.address) as channel:
         run_id, writer_id = await create_run(channel), uuid.uuid4().hex
         call: Any = channel.stream_unary(
-            WRITE.replace("WriteMetrics", "ImportMetrics"),
+            "/headrace.v1.MetricService/ImportMetrics",
             None,
             wire.ImportMetricsResponse.FromString,
         )

@@ -58,15 +58,21 @@ class Trap:
             (`COMMIT`) for Moment.REPLY, else the moment's name.
     """
 
-    def __init__(self, kinds: str, pattern: str, *, moment: Moment, fault: Fault) -> None:
+    def __init__(
+        self, kinds: str, pattern: str, *, moment: Moment, fault: Fault, after_copy: bool
+    ) -> None:
         self._kinds = kinds
         self._pattern = re.compile(pattern, re.IGNORECASE)
+        self._after_copy = after_copy
         self.moment = moment
         self.fault = fault
         self.outcome: str | None = None
         self._sprung = asyncio.Event()
 
-    def matches(self, message: FrontendMessage) -> bool:
+    def matches(self, message: FrontendMessage, *, copied: bool) -> bool:
+        """Whether it springs; `copied` tells whether the transaction had a COPY before."""
+        if self._after_copy and not copied:
+            return False
         return message.kind in set(self._kinds) and bool(self._pattern.search(message.sql))
 
     def spring(self, outcome: str) -> None:
@@ -154,24 +160,31 @@ class Proxy:
         *,
         moment: Moment,
         fault: Fault = Fault.CUT,
+        after_copy: bool = False,
     ) -> Trap:
-        """Set a trap for the next frontend message of one of `kinds` whose SQL matches."""
+        """Set a trap for the next frontend message of one of `kinds` whose SQL matches.
+
+        `after_copy` waits for one in a transaction that has copied something in.
+        """
         assert self._postgres, "traps need postgres=True"
-        trap = Trap(kinds, pattern, moment=moment, fault=fault)
+        trap = Trap(kinds, pattern, moment=moment, fault=fault, after_copy=after_copy)
         self._traps.append(trap)
         return trap
 
-    def trap_commit(self, moment: Moment, fault: Fault = Fault.CUT) -> Trap:
-        """Set a trap for the next COMMIT."""
-        return self.trap("QE", r"^\s*commit\b", moment=moment, fault=fault)
+    def trap_commit(
+        self, moment: Moment, fault: Fault = Fault.CUT, *, after_copy: bool = False
+    ) -> Trap:
+        """Set a trap for the next COMMIT; `after_copy` for the next of a flush."""
+        pattern = r"^\s*commit\b"
+        return self.trap("QE", pattern, moment=moment, fault=fault, after_copy=after_copy)
 
     def disarm(self) -> None:
         """Remove the traps that have not sprung."""
         self._traps.clear()
 
-    def sprung_by(self, message: FrontendMessage) -> Trap | None:
+    def sprung_by(self, message: FrontendMessage, *, copied: bool) -> Trap | None:
         for trap in self._traps:
-            if trap.matches(message):
+            if trap.matches(message, copied=copied):
                 self._traps.remove(trap)
                 return trap
         return None
@@ -222,6 +235,7 @@ class _Connection:
         self._client_reader, self._client_writer = client
         self._server_reader, self._server_writer = server
         self._awaiting_reply: Trap | None = None
+        self._copied = False
         self._silent = asyncio.Event()
         self.ended = asyncio.Event()
 
@@ -262,7 +276,11 @@ class _Connection:
                     if message.code in (SSL_REQUEST, GSS_REQUEST):
                         self._client_writer.write(b"N")  # encrypted, it could not be read
                         continue
-                    trap = self._proxy.sprung_by(message)
+                    trap = self._proxy.sprung_by(message, copied=self._copied)
+                    if message.kind == "c":
+                        self._copied = True
+                    elif message.sql[:6].upper() in ("COMMIT", "ROLLBA"):
+                        self._copied = False
                     if trap is None or trap.moment is not Moment.BEFORE:
                         pending += message.raw
                     if trap is not None and trap.moment is Moment.REPLY:
