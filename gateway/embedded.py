@@ -81,6 +81,10 @@ class EmbeddedError(Exception):
     """An embedded server cannot run; the message says why and what to do."""
 
 
+class DirectoryInUseError(EmbeddedError):
+    """Another gateway uses the directory."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """The system account that a child runs as; -1 is the caller's own.
@@ -379,7 +383,8 @@ class Embedded:
         """Lock the directory.
 
         Raises:
-            EmbeddedError: another gateway uses it, or it cannot be made.
+            DirectoryInUseError: another gateway uses it.
+            EmbeddedError: it cannot be made.
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -392,7 +397,7 @@ class Embedded:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
             self._lock.close()
-            raise EmbeddedError(f"{directory} is in use by process {holder}") from None
+            raise DirectoryInUseError(f"{directory} is in use by process {holder}") from None
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
@@ -425,6 +430,24 @@ class Embedded:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+@contextlib.contextmanager
+def reach(directory: Path) -> Iterator[str]:
+    """Yield the DSN of a directory's PostgreSQL, starting it unless a gateway runs it already.
+
+    Raises:
+        EmbeddedError: it does not start.
+    """
+    try:
+        embedded = Embedded(directory)
+    except DirectoryInUseError:
+        yield EmbeddedPostgres(directory).socket_dsn
+        return
+    try:
+        yield embedded.postgres.start().socket_dsn
+    finally:
+        embedded.stop()
 
 
 class _State:

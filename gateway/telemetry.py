@@ -20,6 +20,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    disable_created_metrics,
     start_http_server,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -74,6 +75,7 @@ class Metrics:
         self.workers = gauge("workers", "Worker processes.")
 
 
+disable_created_metrics()  # their creation times would double the exposition
 METRICS: Final = Metrics()
 
 

@@ -58,7 +58,7 @@ class GatewayProcess:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
         self._environment = {**inherited, **(environment or {})}
         self._start_deadline_s = start_deadline_s
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
@@ -66,7 +66,7 @@ class GatewayProcess:
         return self.process.pid
 
     @property
-    def process(self) -> subprocess.Popen[str]:
+    def process(self) -> subprocess.Popen[bytes]:
         """The process; raises RuntimeError when it was never started."""
         if self._process is None:
             raise RuntimeError("the gateway was not started")
@@ -89,7 +89,6 @@ class GatewayProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=self._environment,
-                text=True,
             )
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
@@ -97,7 +96,8 @@ class GatewayProcess:
         output = ""
         while time.monotonic() < deadline:
             ended = self._process.poll() is not None
-            output += self._process.stdout.read() or ""
+            with contextlib.suppress(BlockingIOError):
+                output += os.read(self._process.stdout.fileno(), 65_536).decode()
             if match := _READY.search(output):
                 self.address, self.metrics_url = match[1], match[2]
                 return self

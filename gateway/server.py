@@ -1,0 +1,244 @@
+"""One gateway process: stores, engine and services, wired, served and drained.
+
+`serve` runs until a signal asks it to stop. A drain goes from the outside in:
+health says NOT_SERVING, clients are asked to reconnect, what was admitted is
+committed, then the server and the database connections close. A second signal
+skips the waiting; what was not acknowledged is then with its clients still.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from headrace.v1 import metric_service_pb2, run_service_pb2, run_service_pb2_grpc
+
+from gateway.certificates import server_credentials
+from gateway.config import Settings, split_address
+from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
+from gateway.ingest.engine import IngestEngine, IngestSettings
+from gateway.rpc.authentication import Authenticator
+from gateway.rpc.interceptors import RECEIVE_BYTES_MAX, CallInterceptor
+from gateway.rpc.run_service import RunService
+from gateway.store import migrate
+from gateway.store.connections import Database
+from gateway.store.metrics import MetricStore
+from gateway.store.runs import RunStore
+from gateway.store.tokens import TokenStore
+from gateway.telemetry import METRICS
+
+_LOG = structlog.get_logger(__name__)
+
+_GAUGE_PERIOD_S: Final = 1.0
+_RETRY_PERIOD_S: Final = 0.5
+_STOP_GRACE_S: Final = 2.0  # for unary calls and reads in flight when the engine is drained
+_STREAMS_PER_CONNECTION_MAX: Final = 1_000
+SERVICE_NAMES: Final = (
+    metric_service_pb2.DESCRIPTOR.services_by_name["MetricService"].full_name,
+    run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
+)
+
+
+class StartError(Exception):
+    """The gateway cannot start; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """What the services stand on, made from one `Database`."""
+
+    database: Database
+    runs: RunStore
+    tokens: TokenStore
+    metrics: MetricStore
+
+
+async def prepare_database(settings: Settings) -> list[migrate.Migration]:
+    """Migrate the database, waiting for it at most `start_deadline_s`; once per gateway.
+
+    Raises:
+        HeadraceError: STORE_UNAVAILABLE, or a migration failed.
+    """
+    deadline = time.monotonic() + settings.start_deadline_s
+    while True:
+        try:
+            return await migrate.migrate(settings.dsn)
+        except HeadraceError as error:
+            if error.reason is not Reason.STORE_UNAVAILABLE or time.monotonic() > deadline:
+                raise
+            _LOG.warning("waiting for the database", error=error.message)
+            await asyncio.sleep(_RETRY_PERIOD_S)
+
+
+async def serve(
+    settings: Settings,
+    *,
+    share_port: bool,
+    on_ready: Callable[[int], None],
+    worker: int = 0,
+) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Args:
+        settings: this process's share of the budgets.
+        share_port: whether other processes listen on the same port.
+        on_ready: is called with the port when calls are answered.
+        worker: this process's number, for its database connections' names.
+
+    Returns:
+        Whether everything admitted was committed before the end.
+
+    Raises:
+        StartError: the port or a certificate cannot be used.
+        StoreUnavailableError: the database is not there.
+    """
+    stopping, hurrying = asyncio.Event(), asyncio.Event()
+    _on_signals(stopping, hurrying)
+    async with _stores(settings, worker) as stores:
+        engine = IngestEngine(
+            stores.metrics,
+            settings=IngestSettings(
+                pending_bytes_max=settings.pending_bytes_max,
+                stream_pending_bytes_max=settings.stream_pending_bytes_max,
+                flush_points_max=settings.flush_points_max,
+                flush_linger_ms=settings.flush_linger_ms,
+                streams_max=settings.streams_max,
+            ),
+        )
+        probes = health.aio.HealthServicer()
+        server = _server(settings, stores, share_port=share_port)
+        health_pb2_grpc.add_HealthServicer_to_server(probes, server)
+        _add_services(server, stores, engine)
+        if settings.reflection:
+            names = (*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        port = _listen(server, settings)
+        await engine.start()
+        await server.start()
+        for name in SERVICE_NAMES:
+            await probes.set(name, health_pb2.HealthCheckResponse.SERVING)
+        gauges = asyncio.create_task(_keep_gauges(stores.database, engine))
+        try:
+            on_ready(port)
+            await stopping.wait()
+            _LOG.info("draining", streams=engine.streams, deadline_s=settings.drain_deadline_s)
+            await probes.enter_graceful_shutdown()
+            drained = await _drain(engine, settings.drain_deadline_s, hurrying)
+        finally:
+            gauges.cancel()
+            await server.stop(0 if hurrying.is_set() else _STOP_GRACE_S)
+            await engine.close()
+        _LOG.info("stopped", drained=drained)
+        return drained
+
+
+def _add_services(server: grpc.aio.Server, stores: Stores, engine: IngestEngine) -> None:
+    """Register every service; their methods must be in `rpc.permissions`."""
+    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunService(stores.runs), server)
+
+
+@contextlib.asynccontextmanager
+async def _stores(settings: Settings, worker: int) -> AsyncIterator[Stores]:
+    database = await _connect(settings, worker)
+    try:
+        yield Stores(
+            database=database,
+            runs=RunStore(database),
+            tokens=TokenStore(database),
+            metrics=MetricStore(database),
+        )
+    finally:
+        await database.close()
+
+
+async def _connect(settings: Settings, worker: int) -> Database:
+    deadline = time.monotonic() + settings.start_deadline_s
+    while True:
+        try:
+            return await Database.connect(
+                settings.dsn,
+                ingest_connections=settings.ingest_connections,
+                query_connections=settings.query_connections,
+                application_name=f"headrace-gateway/{worker}",
+            )
+        except StoreUnavailableError as error:
+            if time.monotonic() > deadline:
+                raise
+            _LOG.warning("waiting for the database", error=error.message)
+            await asyncio.sleep(_RETRY_PERIOD_S)
+
+
+def _server(settings: Settings, stores: Stores, *, share_port: bool) -> grpc.aio.Server:
+    authenticator = Authenticator(
+        stores.tokens if settings.auth_required else None,
+        cache_s=settings.token_cache_s,
+        clock=time.monotonic,
+    )
+    return grpc.aio.server(
+        interceptors=[CallInterceptor(authenticator, recheck_s=settings.token_recheck_s)],
+        options=[
+            # gRPC's default is to share: two gateways would silently split one port.
+            ("grpc.so_reuseport", int(share_port)),
+            # By default an unread stream buffers 4 MiB; this is the memory formula's term.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", int(settings.lookahead_bytes)),
+            ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
+            ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION_MAX),
+            # A dead client is noticed within 80 s; living ones may ping every 20 s.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ],
+    )
+
+
+def _listen(server: grpc.aio.Server, settings: Settings) -> int:
+    try:
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            credentials = server_credentials(
+                settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+            )
+            return server.add_secure_port(settings.listen, credentials)
+        return server.add_insecure_port(settings.listen)
+    except (RuntimeError, OSError) as error:
+        host, port = split_address(settings.listen)
+        raise StartError(f"cannot listen on {host} port {port}: {error}") from error
+
+
+async def _drain(engine: IngestEngine, deadline_s: float, hurrying: asyncio.Event) -> bool:
+    drain = asyncio.create_task(engine.drain(deadline_s))
+    hurry = asyncio.create_task(hurrying.wait())
+    try:
+        await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        return drain.done() and drain.result()
+    finally:
+        drain.cancel()
+        hurry.cancel()
+
+
+async def _keep_gauges(database: Database, engine: IngestEngine) -> None:
+    """Show what moves all the time once a second, in place of on every change."""
+    METRICS.connections_budget.set(database.connections_budget)
+    while True:
+        METRICS.connections.set(database.connections_live)
+        METRICS.pending_bytes.set(engine.pending_bytes)
+        METRICS.streams.set(engine.streams)
+        METRICS.streams_paused.set(engine.streams_waiting)
+        await asyncio.sleep(_GAUGE_PERIOD_S)
+
+
+def _on_signals(stopping: asyncio.Event, hurrying: asyncio.Event) -> None:
+    def handle() -> None:
+        (hurrying if stopping.is_set() else stopping).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle)
