@@ -58,7 +58,10 @@ async def run(
                     results.failures[scenario.name] = f"{type(error).__name__}: {error}"
                     console.print(f"[red]{scenario.name}[/]: {results.failures[scenario.name]}")
                     continue
-            figures["connections_max"] = site.connections_max
+            figures |= {
+                "connections_max": site.connections_max,
+                "connections_budget": site.connections_budget,
+            }
             results.add(scenario.name, figures)
             results.write(output)
             shown = ", ".join(f"{name} {value:,.0f}" for name, value in figures.items())

@@ -22,6 +22,7 @@ from typing import Final, Self
 import asyncpg
 import psutil
 
+from gateway.config import Settings
 from gateway.embedded import EmbeddedPostgres
 
 START_DEADLINE_S: Final = 30.0
@@ -48,6 +49,7 @@ class Site:
         dsn: of the gateway's database.
         address: host:port of the gateway.
         metrics_url: its Prometheus page.
+        connections_budget: the most database connections it may have.
         connections_max: the most database connections the gateway was ever
             seen with, sampled every 50 ms.
     """
@@ -58,6 +60,8 @@ class Site:
         self.dsn = self.postgres.socket_dsn
         self.address = f"127.0.0.1:{free_port()}"
         self.metrics_url = f"http://127.0.0.1:{free_port()}/metrics"
+        settings = Settings()
+        self.connections_budget = settings.ingest_connections + settings.query_connections
         self.connections_max = 0
         self._workers = workers
         self._gateway: subprocess.Popen[bytes] | None = None
@@ -123,7 +127,7 @@ class Site:
             stderr=subprocess.STDOUT,
             env={
                 **os.environ,
-                "HEADRACE_GATEWAY_DATABASE_URL": self.dsn,
+                "HEADRACE_GATEWAY_DSN": self.dsn,
                 "HEADRACE_GATEWAY_LISTEN": self.address,
                 "HEADRACE_GATEWAY_METRICS_LISTEN": self.metrics_url.split("/")[2],
             },

@@ -258,7 +258,7 @@ def main() -> None:
     else:
         run = headrace.init(experiment="digits", name=options.name)
         weights = fresh_weights(options.hidden, options.seed)
-        at = Checkpoint(run_id=run.run_id, attempt=1, epoch=0, step=0, weights=weights)
+        at = Checkpoint(run_id=run.id, attempt=1, epoch=0, step=0, weights=weights)
 
     log = run.log if options.ledger is None else Ledger(options.ledger, run).log
     weights, step = at.weights, at.step
