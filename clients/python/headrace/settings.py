@@ -1,0 +1,154 @@
+"""The client's configuration: arguments of `init`, then `HEADRACE_*` variables, then defaults.
+
+Parsed once, here, into a frozen value; a bad one raises ConfigurationError
+naming it. The job's own variables (torchrun, Slurm) are read in
+`environment`. Imports nothing heavy: this runs in the training process.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from headrace.errors import ConfigurationError
+
+Mode = Literal["online", "offline", "disabled"]
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:7420"
+DEFAULT_FINISH_TIMEOUT_S: Final = 30.0
+DEFAULT_SPOOL_BYTES_MAX: Final = 8 * 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to reach the gateway and where to spool.
+
+    Attributes:
+        address: `host:port` for plain text, `https://host:port` for TLS.
+        token: bearer token; empty: none.
+        tls_ca: PEM file of the authorities to trust instead of the system's.
+        spool_dir: directory that holds the spools of all runs.
+        spool_bytes_max: bytes of unacknowledged records in one writer's spool;
+            above it, log calls are dropped and counted.
+        mode: `online`, `offline` (spool only; send later by `headrace sync`) or
+            `disabled` (nothing at all).
+        strict: log calls raise what they otherwise warn about.
+        finish_timeout_s: how long `finish` and interpreter exit wait for the
+            last acknowledgement.
+        quiet: no line on standard error when a run starts and ends; warnings stay.
+    """
+
+    address: str = DEFAULT_ADDRESS
+    token: str = ""
+    tls_ca: str = ""
+    spool_dir: Path
+    spool_bytes_max: int = DEFAULT_SPOOL_BYTES_MAX
+    mode: Mode = "online"
+    strict: bool = False
+    finish_timeout_s: float = DEFAULT_FINISH_TIMEOUT_S
+    quiet: bool = False
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make another process load these settings (the sender's)."""
+        return {
+            "HEADRACE_ADDRESS": self.address,
+            "HEADRACE_TOKEN": self.token,
+            "HEADRACE_TLS_CA": self.tls_ca,
+            "HEADRACE_SPOOL_DIR": str(self.spool_dir),
+            "HEADRACE_SPOOL_BYTES_MAX": str(self.spool_bytes_max),
+        }
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None,
+    *,
+    address: str | None = None,
+    token: str | None = None,
+    tls_ca: str | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    spool_bytes_max: int | None = None,
+    mode: str | None = None,
+    strict: bool | None = None,
+    finish_timeout_s: float | None = None,
+    quiet: bool | None = None,
+) -> Settings:
+    """Arguments win over the environment, the environment over defaults.
+
+    Raises:
+        ConfigurationError: names the argument or variable.
+    """
+    variables = os.environ if environ is None else environ
+
+    def text(value: str | None, name: str, default: str = "") -> str:
+        return value if value is not None else variables.get(f"HEADRACE_{name}", default)
+
+    chosen_mode = text(mode, "MODE", "online")
+    if chosen_mode not in get_args(Mode):
+        raise ConfigurationError(
+            f"mode (HEADRACE_MODE) is {chosen_mode!r}; it must be one of {get_args(Mode)}"
+        )
+    directory = text(os.fspath(spool_dir) if spool_dir is not None else None, "SPOOL_DIR")
+    return Settings(
+        address=_address(text(address, "ADDRESS") or DEFAULT_ADDRESS),
+        token=text(token, "TOKEN"),
+        tls_ca=text(tls_ca, "TLS_CA"),
+        spool_dir=Path(directory).expanduser().absolute() if directory else default_spool_dir(),
+        spool_bytes_max=int(
+            _number(spool_bytes_max, variables, "SPOOL_BYTES_MAX", DEFAULT_SPOOL_BYTES_MAX)
+        ),
+        mode=chosen_mode,  # type: ignore[arg-type]  # checked above
+        strict=_flag(strict, variables, "STRICT"),
+        finish_timeout_s=_number(
+            finish_timeout_s, variables, "FINISH_TIMEOUT_S", DEFAULT_FINISH_TIMEOUT_S
+        ),
+        quiet=_flag(quiet, variables, "QUIET"),
+    )
+
+
+def default_spool_dir() -> Path:
+    """The per-user state directory of the platform."""
+    import platformdirs  # noqa: PLC0415 - only where no directory is given
+
+    return platformdirs.user_state_path("headrace", appauthor=False) / "spool"
+
+
+def _address(value: str) -> str:
+    """`host:port`, with or without `https://` (or `http://`, which is dropped).
+
+    Raises:
+        ConfigurationError: no port, or no host.
+    """
+    bare = value.removeprefix("http://")
+    host, separator, port = bare.removeprefix("https://").rstrip("/").rpartition(":")
+    if bare.startswith(("unix:", "dns:")):
+        return bare
+    if not separator or not host or not port.isdigit():
+        raise ConfigurationError(
+            f"address (HEADRACE_ADDRESS) is {value!r}; it must be host:port or https://host:port"
+        )
+    return bare.rstrip("/")
+
+
+def _flag(value: bool | None, variables: Mapping[str, str], name: str) -> bool:
+    if value is not None:
+        return value
+    text = variables.get(f"HEADRACE_{name}", "").lower()
+    if text in {"", "0", "false", "no", "off"}:
+        return False
+    if text in {"1", "true", "yes", "on"}:
+        return True
+    raise ConfigurationError(f"HEADRACE_{name} is {text!r}; it must be true or false")
+
+
+def _number(value: float | None, variables: Mapping[str, str], name: str, default: float) -> float:
+    text = variables.get(f"HEADRACE_{name}", "")
+    try:
+        number = value if value is not None else float(text) if text else default
+    except ValueError:
+        raise ConfigurationError(f"HEADRACE_{name} is {text!r}; it must be a number") from None
+    if not 0 <= number < float("inf"):
+        raise ConfigurationError(
+            f"{name.lower()} (HEADRACE_{name}) is {number}; it must be zero or positive, and finite"
+        )
+    return number
