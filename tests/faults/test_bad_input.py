@@ -153,7 +153,7 @@ _CASES: Final = {
         metadata=_limits("batch.first_sequence", 1),
         committed=1,
     ),
-    "greatest sequence": Bad(says=_after_open(batch(2**64 - 1)), reason="SEQUENCE_GAP"),
+    "greatest sequence": Bad(says=_after_open(batch(2**64 - 1, step=[1])), reason="SEQUENCE_GAP"),
     "no records": Bad(
         says=_after_open(batch(1, record_count=0)),
         reason="FIELD_INVALID",
