@@ -129,47 +129,66 @@ class Advanced:
 
 def advance(parts: Sequence[SummaryPart], fold: Fold) -> tuple[SummaryRows, list[Advanced]]:
     """Return the rows to store and the next state of each part's summary."""
-    block_series = SUMMARY_BLOCK_SERIES
-    places_of: list[Int64s] = []
-    sizes: list[int] = []
-    targets: list[Int64s] = []
-    gathered: list[Int64s] = []
-    run_ids: list[UUID] = []
-    writer_nos: list[int] = []
-    all_blocks: list[int] = []
-    lo: list[int] = []
-    hi: list[int] = []
-    base = 0
-    for part in parts:
-        positions = part.positions.astype(np.int64)
-        size = max(part.summary.size, int(positions.max()) + 1)
-        part.summary.reserve(size)
-        if len(positions) == size:  # every series of the writer: the usual case
-            places = np.arange(size)
-            blocks = list(range((size + block_series - 1) // block_series))
-            targets.append(positions + base)
-            for block in blocks:
-                lo.append(base + block * block_series + 1)
-                hi.append(base + min((block + 1) * block_series, size))
-        else:
-            block_array = np.unique(positions // block_series)
-            blocks = block_array.tolist()
-            places = (block_array[:, None] * block_series + np.arange(block_series)).ravel()
-            places = places[places < size]
-            targets.append(np.searchsorted(places, positions) + base)
-            lo.extend((base + 1 + np.searchsorted(places, block_array * block_series)).tolist())
-            hi.extend((base + np.searchsorted(places, (block_array + 1) * block_series)).tolist())
-        run_ids.extend([part.run_id] * len(blocks))
-        writer_nos.extend([part.writer_no] * len(blocks))
-        all_blocks.extend(blocks)
-        places_of.append(places)
-        sizes.append(size)
-        gathered.append(part.summary.table[:, places])
-        base += len(places)
+    rows = SummaryRows()
+    places_of = [_places(part, rows) for part in parts]
+    bases = np.cumsum([0, *(len(places) for places in places_of)])
+    state = np.concatenate(
+        [part.summary.table[:, places] for part, places in zip(parts, places_of, strict=True)],
+        axis=1,
+    )
+    at = np.concatenate(
+        [
+            base + np.searchsorted(places, part.positions)
+            for part, places, base in zip(parts, places_of, bases.tolist(), strict=False)
+        ]
+    )
+    _add(state, at, fold)
 
-    state = np.concatenate(gathered, axis=1)
     floats = state.view(np.float64)
-    at = np.concatenate(targets)
+    rows.series_ids.extend(state[_SERIES_ID].tolist())
+    rows.point_counts.extend(state[_COUNT].tolist())
+    rows.last_steps.extend(state[_LAST_STEP].tolist())
+    rows.last_times.extend(state[_LAST_TIME].tolist())
+    rows.last_values.extend(floats[_LAST_VALUE].tolist())
+    rows.min_values.extend(floats[_MIN_VALUE].tolist())
+    rows.max_values.extend(floats[_MAX_VALUE].tolist())
+    return rows, [
+        Advanced(
+            size=max(part.summary.size, int(part.positions.max()) + 1),
+            places=places,
+            columns=state[:, base : base + len(places)],
+        )
+        for part, places, base in zip(parts, places_of, bases.tolist(), strict=False)
+    ]
+
+
+def _places(part: SummaryPart, rows: SummaryRows) -> Int64s:
+    """Return the places of all blocks that a part changes, ascending, and name them in `rows`."""
+    size = max(part.summary.size, int(part.positions.max()) + 1)
+    part.summary.reserve(size)
+    base = rows.hi[-1] if rows.hi else 0
+    if len(part.positions) == size:  # every series of the writer: the usual case
+        blocks = list(range(-(-size // SUMMARY_BLOCK_SERIES)))
+        places = np.arange(size)
+    else:
+        changed = np.unique(part.positions // SUMMARY_BLOCK_SERIES).astype(np.int64)
+        blocks = changed.tolist()
+        places = (changed[:, None] * SUMMARY_BLOCK_SERIES + np.arange(SUMMARY_BLOCK_SERIES)).ravel()
+        places = places[places < size]
+    rows.run_ids.extend([part.run_id] * len(blocks))
+    rows.writer_nos.extend([part.writer_no] * len(blocks))
+    rows.blocks.extend(blocks)
+    # All blocks but the summary's last are full.
+    for block in blocks:
+        rows.lo.append(base + 1)
+        base += min(SUMMARY_BLOCK_SERIES, size - block * SUMMARY_BLOCK_SERIES)
+        rows.hi.append(base)
+    return places
+
+
+def _add(state: Int64s, at: Int64s, fold: Fold) -> None:
+    """Add a fold to the columns `at` of `state`."""
+    floats = state.view(np.float64)
     state[_SERIES_ID, at] = fold.series_id
     state[_COUNT, at] += fold.count
     floats[_MIN_VALUE, at] = np.fmin(floats[_MIN_VALUE, at], fold.min_value)
@@ -182,40 +201,6 @@ def advance(parts: Sequence[SummaryPart], fold: Fold) -> tuple[SummaryRows, list
     state[_LAST_STEP, changed] = fold.last_step[newer]
     state[_LAST_TIME, changed] = fold.last_time[newer]
     floats[_LAST_VALUE, changed] = fold.last_value[newer]
-
-    rows = _rows(run_ids, writer_nos, all_blocks, lo, hi, state)
-    advanced: list[Advanced] = []
-    start = 0
-    for places, size in zip(places_of, sizes, strict=True):
-        end = start + len(places)
-        advanced.append(Advanced(size=size, places=places, columns=state[:, start:end]))
-        start = end
-    return rows, advanced
-
-
-def _rows(
-    run_ids: list[UUID],
-    writer_nos: list[int],
-    blocks: list[int],
-    lo: list[int],
-    hi: list[int],
-    state: Int64s,
-) -> SummaryRows:
-    floats = state.view(np.float64)
-    return SummaryRows(
-        run_ids=run_ids,
-        writer_nos=writer_nos,
-        blocks=blocks,
-        lo=lo,
-        hi=hi,
-        series_ids=state[_SERIES_ID].tolist(),
-        point_counts=state[_COUNT].tolist(),
-        last_steps=state[_LAST_STEP].tolist(),
-        last_times=state[_LAST_TIME].tolist(),
-        last_values=floats[_LAST_VALUE].tolist(),
-        min_values=floats[_MIN_VALUE].tolist(),
-        max_values=floats[_MAX_VALUE].tolist(),
-    )
 
 
 Triple = tuple[Int64s, Int64s, Float64s]

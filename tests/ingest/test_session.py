@@ -1,0 +1,146 @@
+"""A session admits in sequence, discards duplicates, and refuses what breaks the contract."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.domain.errors import HeadraceError, Reason
+from gateway.ingest.coalescer import Coalescer
+from gateway.ingest.session import Session
+from tests.ingest.streams import batch, session
+
+_POINT = (0, 1, 1_700_000_000_000_000, 1.0)
+
+
+def _refusal(action: object, *arguments: object) -> HeadraceError:
+    with pytest.raises(HeadraceError) as caught:
+        action(*arguments)  # type: ignore[operator]
+    return caught.value
+
+
+def test_batches_in_sequence_are_admitted() -> None:
+    owner = session()
+    assert owner.admit(batch(1, [_POINT], record_count=3))
+    assert owner.admit(batch(4, [_POINT]))
+    assert [item.first_sequence for item in owner.pending] == [1, 4]
+
+
+def test_a_resent_batch_is_discarded_silently() -> None:
+    owner = session()
+    owner.admit(batch(1, [_POINT], record_count=3))
+    assert not owner.admit(batch(1, [_POINT], record_count=3))
+    assert not owner.admit(batch(2, [_POINT]))
+    assert len(owner.pending) == 1
+
+
+@pytest.mark.parametrize(("first", "count"), [(5, 1), (3, 2), (0, 1), (0, 9)])
+def test_a_gap_or_a_straddling_batch_names_what_was_expected(first: int, count: int) -> None:
+    owner = session()
+    owner.admit(batch(1, [_POINT], record_count=3))
+    error = _refusal(owner.admit, batch(first, [_POINT], record_count=count))
+    assert error.reason is Reason.SEQUENCE_GAP
+    assert error.metadata == {
+        "field": "batch.first_sequence",
+        "value": str(first),
+        "limit": "4",
+    }
+    assert owner.admit(batch(4, [_POINT])), "the session goes on as if nothing had been sent"
+
+
+def test_an_undefined_index_names_itself() -> None:
+    error = _refusal(session(3).admit, batch(1, [(3, *_POINT[1:])]))
+    assert error.reason is Reason.UNKNOWN_KEY_INDEX
+    assert error.metadata["value"] == "3"
+
+
+def test_a_hole_in_the_dictionary_is_undefined() -> None:
+    owner = session(1)
+    owner.keys.define(5, "k5")
+    assert _refusal(owner.admit, batch(1, [(3, *_POINT[1:])])).metadata["value"] == "3"
+
+
+def test_an_index_keeps_its_key() -> None:
+    owner = session(1)
+    owner.keys.define(0, "k0")
+    assert _refusal(owner.keys.define, 0, "other").reason is Reason.FIELD_INVALID
+    assert _refusal(owner.keys.define, 1, "k0").reason is Reason.FIELD_INVALID
+    assert _refusal(owner.keys.define, 100_000, "far").reason is Reason.LIMIT_EXCEEDED
+
+
+def test_nothing_is_admitted_after_finish() -> None:
+    owner = session()
+    owner.admit(batch(1, [_POINT]))
+    owner.finish(1)
+    assert _refusal(owner.admit, batch(2, [_POINT])).reason is Reason.WRITER_FINISHED
+
+
+def test_finish_must_name_the_last_record() -> None:
+    owner = session()
+    owner.admit(batch(1, [_POINT]))
+    assert _refusal(owner.finish, 2).reason is Reason.SEQUENCE_GAP
+
+
+def test_resync_only_goes_forward_and_only_first() -> None:
+    owner = session()
+    assert _refusal(owner.check_resync, 1).reason is Reason.SEQUENCE_GAP
+    owner.check_resync(9)
+    owner.resynced(9)
+    assert owner.counters.lost_records == 8
+    assert owner.admit(batch(9, [_POINT]))
+    assert _refusal(owner.check_resync, 20).reason is Reason.SEQUENCE_GAP
+
+
+def test_a_draining_session_ends_when_everything_is_committed() -> None:
+    owner = session()
+    owner.admit(batch(1, [_POINT]))
+    owner.drain()
+    assert owner.ending is None
+    assert owner.take_reconnect()
+    owner.pending.clear()
+    owner.committed(1, 28)
+    assert owner.ending is not None
+    assert owner.ending.error is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 40)), min_size=1, max_size=60),
+    st.integers(1, 200),
+)
+def test_flushes_take_whole_prefixes_in_turn_and_keep_to_the_cap(
+    arrivals: list[tuple[int, int]], points_max: int
+) -> None:
+    sessions = [session(1) for _ in range(5)]
+    coalescer = Coalescer(points_max=points_max)
+    sequence = [0] * 5
+    flushed: dict[int, list[int]] = {number: [] for number in range(5)}
+    waiting: dict[int, int] = {}
+
+    def flush() -> None:
+        portions = coalescer.take()
+        assert len({id(part.session) for part in portions}) == len(portions)
+        total = sum(part.points for part in portions)
+        assert total <= points_max or len(portions) == len(portions[0].batches) == 1
+        served = {sessions.index(part.session) for part in portions}
+        for number in list(waiting):
+            waiting[number] = 0 if number in served else waiting[number] + 1
+            # At most one flush goes to each of the four others first.
+            assert waiting[number] <= 4
+            if not sessions[number].pending:
+                del waiting[number]
+        for part in portions:
+            flushed[sessions.index(part.session)] += [item.first_sequence for item in part.batches]
+            coalescer.release(part.session)
+
+    for place, (number, points) in enumerate(arrivals):
+        sequence[number] += 1
+        owner: Session = sessions[number]
+        owner.admit(batch(sequence[number], [_POINT] * points))
+        coalescer.admitted(owner, points)
+        waiting.setdefault(number, 0)
+        if place % 3 == 2:
+            flush()
+    while coalescer.ready:
+        flush()
+    assert coalescer.pending_points == 0
+    assert flushed == {n: list(range(1, sequence[n] + 1)) for n in range(5)}

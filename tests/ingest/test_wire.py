@@ -1,0 +1,142 @@
+"""Reading a batch in place gives what the generated class gives, for every legal encoding."""
+
+import struct
+
+import numpy as np
+import pytest
+from headrace.v1.metric_service_pb2 import (
+    DefineKeys,
+    Heartbeat,
+    KeyDefinition,
+    MetricBatch,
+    WriteMetricsRequest,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.domain.errors import HeadraceError, Reason
+from gateway.ingest.session import Batch
+from gateway.rpc.wire import decode
+
+_INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _same(batch: object, expected: MetricBatch) -> None:
+    assert isinstance(batch, Batch)
+    assert batch.first_sequence == expected.first_sequence
+    assert batch.record_count == expected.record_count
+    assert batch.series_index.tolist() == list(expected.series_index)
+    assert batch.step.tolist() == list(expected.step)
+    assert batch.time.tolist() == list(expected.time_unix_us)
+    np.testing.assert_array_equal(batch.value, np.array(list(expected.value)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 2**32 - 1), max_size=9),
+    st.lists(_INT64, max_size=9),
+    st.lists(_INT64, max_size=9),
+    st.lists(st.floats(), max_size=9),
+    st.randoms(use_true_random=False),
+)
+def test_packed_unpacked_and_split_columns_decode_alike(  # noqa: PLR0917 - hypothesis' way
+    first: int,
+    count: int,
+    index: list[int],
+    step: list[int],
+    time: list[int],
+    value: list[float],
+    rng: object,
+) -> None:
+    expected = MetricBatch(
+        first_sequence=first,
+        record_count=count,
+        series_index=index,
+        step=step,
+        time_unix_us=time,
+        value=value,
+    )
+    _same(decode(WriteMetricsRequest(batch=expected).SerializeToString()), expected)
+
+    # The same batch, each column cut into packed and unpacked parts.
+    parts = b"\x08" + _varint(first) + b"\x10" + _varint(count)
+    for field, form, items in (
+        (3, "<I", index),
+        (4, "<q", step),
+        (5, "<q", time),
+        (6, "<d", value),
+    ):
+        wire_type = 5 if form == "<I" else 1
+        place = 0
+        while place < len(items):
+            size = rng.randint(1, 3)  # type: ignore[attr-defined]
+            packed = b"".join(struct.pack(form, item) for item in items[place : place + size])
+            if rng.random() < 0.5:  # type: ignore[attr-defined]
+                parts += _varint(field << 3 | 2) + _varint(len(packed)) + packed
+            else:
+                for item in items[place : place + size]:
+                    parts += _varint(field << 3 | wire_type) + struct.pack(form, item)
+            place += size
+    _same(decode(b"\x1a" + _varint(len(parts)) + parts), expected)
+
+
+def test_messages_of_other_kinds_come_back_as_messages() -> None:
+    keys = WriteMetricsRequest(keys=DefineKeys(keys=[KeyDefinition(index=1, key="loss")]))
+    assert decode(keys.SerializeToString()) == keys
+    beat = WriteMetricsRequest(heartbeat=Heartbeat())
+    assert decode(beat.SerializeToString()) == beat
+    assert decode(b"") == WriteMetricsRequest()
+
+
+def test_the_last_member_of_a_repeated_oneof_wins() -> None:
+    batch = WriteMetricsRequest(batch=MetricBatch(first_sequence=1, record_count=1))
+    beat = WriteMetricsRequest(heartbeat=Heartbeat())
+    assert decode(batch.SerializeToString() + beat.SerializeToString()) == beat
+
+
+def test_a_key_that_is_not_utf8_is_a_malformed_message() -> None:
+    key = b"\x08\x01\x12\x02\xff\xfe"
+    keys = b"\x0a" + _varint(len(key)) + key
+    with pytest.raises(HeadraceError) as caught:
+        decode(b"\x12" + _varint(len(keys)) + keys)
+    assert caught.value.reason is Reason.MALFORMED_MESSAGE
+    assert "UTF-8" in caught.value.message
+
+
+def test_a_message_over_the_limit_names_limit_and_size() -> None:
+    with pytest.raises(HeadraceError) as caught:
+        decode(bytes(1_048_577))
+    assert caught.value.reason is Reason.LIMIT_EXCEEDED
+    assert caught.value.metadata == {"field": "message", "value": "1048577", "limit": "1048576"}
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=80), st.booleans())
+def test_garbage_is_refused_or_read_like_the_generated_class_reads_it(
+    tail: bytes, as_batch: bool
+) -> None:
+    message = b"\x1a" + _varint(len(tail)) + tail if as_batch else tail
+    found: object
+    try:
+        found = decode(message)
+    except HeadraceError as error:
+        found = error.reason
+    if isinstance(found, Reason):
+        assert found in {Reason.MALFORMED_MESSAGE, Reason.FIELD_INVALID}
+        return
+    expected = WriteMetricsRequest.FromString(message)
+    if isinstance(found, Batch):
+        _same(found, expected.batch)
+    else:
+        assert found == expected
