@@ -53,7 +53,7 @@ app.add_typer(tokens, name="token")
 
 Config = Annotated[
     Path | None,
-    typer.Option(help="TOML file of settings.  [default: headrace.toml if there is one]"),
+    typer.Option(help="TOML file of settings.", show_default="headrace.toml if there is one"),
 ]
 Dsn = Annotated[
     str | None, typer.Option(help="PostgreSQL: postgresql://user:password@host:5432/name")
@@ -75,29 +75,29 @@ def serve_command(
     config: Config = None,
     listen: Annotated[
         str | None,
-        typer.Option(help="gRPC address; port 0 takes a free one.  [default: 127.0.0.1:7420]"),
+        typer.Option(help="gRPC address; port 0 takes a free one.", show_default="127.0.0.1:7420"),
     ] = None,
     metrics_listen: Annotated[
         str | None,
-        typer.Option(help="Prometheus address, or `off`.  [default: 127.0.0.1:7421]"),
+        typer.Option(help="Prometheus address, or `off`.", show_default="127.0.0.1:7421"),
     ] = None,
     dsn: Dsn = None,
     embedded: EmbeddedDirectory = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that share the port.  [default: 1]")
+        int | None, typer.Option(help="Processes that share the port.", show_default="1")
     ] = None,
     ingest_connections: Annotated[
         int | None,
-        typer.Option(help="Database connections that commit, of all workers.  [default: 2]"),
+        typer.Option(help="Database connections that commit, of all workers.", show_default="2"),
     ] = None,
     query_connections: Annotated[
         int | None,
-        typer.Option(help="Database connections for the rest, of all workers.  [default: 4]"),
+        typer.Option(help="Database connections for the rest, of all workers.", show_default="4"),
     ] = None,
     auth: Annotated[
         bool | None,
         typer.Option(
-            "--auth/--no-auth", help="Whether calls need a token.  [default: off on loopback]"
+            "--auth/--no-auth", help="Whether calls need a token.", show_default="off on loopback"
         ),
     ] = None,
     tls_certificate: Annotated[
@@ -109,13 +109,13 @@ def serve_command(
     ] = None,
     drain_deadline_s: Annotated[
         float | None,
-        typer.Option(help="How long a stop waits for streams and commits.  [default: 30]"),
+        typer.Option(help="How long a stop waits for streams and commits.", show_default="30"),
     ] = None,
     log_format: Annotated[
-        str | None, typer.Option(help="console or json.  [default: console]")
+        str | None, typer.Option(help="console or json.", show_default="console")
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error.  [default: info]")
+        str | None, typer.Option(help="debug, info, warning or error.", show_default="info")
     ] = None,
     set_: Annotated[
         list[str] | None,

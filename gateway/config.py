@@ -178,6 +178,7 @@ class Settings(BaseModel):
         return self.model_copy(
             update={
                 "workers": 1,
+                "embedded": None,  # the supervisor has it
                 "ingest_connections": part(self.ingest_connections),
                 "query_connections": part(self.query_connections),
                 "pending_bytes_max": ByteSize(part(self.pending_bytes_max)),

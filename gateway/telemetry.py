@@ -75,7 +75,7 @@ class Metrics:
         self.workers = gauge("workers", "Worker processes.")
 
 
-disable_created_metrics()  # their creation times would double the exposition
+disable_created_metrics()  # type: ignore[no-untyped-call]  # their creation times would double the exposition
 METRICS: Final = Metrics()
 
 

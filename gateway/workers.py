@@ -80,7 +80,12 @@ class Supervisor:
                         all_ready.cancel()
                         self._stopping.set()
                         self._forward(signal.SIGTERM)
-                    return all(await asyncio.gather(*workers))
+                    # All of them end before the first failure is told.
+                    drained = await asyncio.gather(*workers, return_exceptions=True)
+                    for outcome in drained:
+                        if isinstance(outcome, BaseException):
+                            raise outcome
+                    return all(drained)
                 finally:
                     stores.cancel()
                     for process in self._processes.values():
