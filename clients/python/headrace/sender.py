@@ -240,6 +240,8 @@ class Sender:
         synced: tuple[int, int] = (0, 0)
         while True:
             await asyncio.sleep(FSYNC_AGE_S)
+            if not self._directory.exists():
+                raise SenderStoppedError(f"the spool {self._directory} was deleted")
             self._watch.look()
             self._tell_damages()
             self.status.write()

@@ -1,0 +1,245 @@
+"""`headrace`: send spools that no sender delivers, and look at those that wait.
+
+headrace sync              every spool of the default directory
+headrace sync /mnt/spool   another directory, or one spool
+headrace status --json
+"""
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from headrace import spool_files
+from headrace.errors import ConfigurationError, SpoolError
+from headrace.sender import Sender, SenderStoppedError
+from headrace.settings import Settings, load_settings
+from headrace.spool_files import Note, ProcessLock, WriterIdentity
+from headrace.spool_reader import SpoolReader
+
+PROGRESS_INTERVAL_S: Final = 0.1
+
+application = typer.Typer(
+    help="Deliver and inspect the spools in which training processes keep what they logged.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolReport:
+    """What `status` and `sync` say of one spool.
+
+    Attributes:
+        outcome: `waiting` (nobody delivers it), `sending` (its sender is at
+            work), `delivered`, `sent` (everything there, but its trainer still
+            writes), or `failed`.
+        records: in the spool or delivered from it.
+    """
+
+    spool: str
+    run_id: str
+    rank: int
+    attempt: int
+    outcome: str
+    records: int
+    committed_records: int
+    bytes: int
+    text: str = ""
+
+
+@application.command()
+def sync(
+    directories: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Spools, or directories of spools; default: HEADRACE_SPOOL_DIR."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="host:port or https://host:port; HEADRACE_ADDRESS.")
+    ] = None,
+    tls_ca: Annotated[
+        str | None, typer.Option(help="PEM file of authorities; HEADRACE_TLS_CA.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Give up on a spool after so many seconds.", min=0)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a spool.")] = False,
+) -> None:
+    """Send what spools hold. Safe to repeat: every record is stored exactly once.
+
+    The token is taken from HEADRACE_TOKEN. Exit status: 0 when everything was
+    sent, 1 when something was not.
+    """
+    settings = _settings(address=address, tls_ca=tls_ca)
+    reports = asyncio.run(
+        _sync_all(_spools(directories, settings), settings, timeout, quiet=as_json)
+    )
+    _print(reports, as_json=as_json)
+    if any(report.outcome == "failed" for report in reports):
+        raise typer.Exit(1)
+
+
+@application.command()
+def status(
+    directories: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Spools, or directories of spools; default: HEADRACE_SPOOL_DIR."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a spool.")] = False,
+) -> None:
+    """Show the spools that are not fully delivered. Changes nothing."""
+    settings = _settings()
+    _print([_inspect(path) for path in _spools(directories, settings)], as_json=as_json)
+
+
+def main() -> None:
+    """The console script."""
+    application()
+
+
+def _settings(address: str | None = None, tls_ca: str | None = None) -> Settings:
+    try:
+        return load_settings(address=address, tls_ca=tls_ca)
+    except ConfigurationError as error:
+        Console(stderr=True).print(f"[red]{error}[/red]")
+        raise typer.Exit(2) from None
+
+
+def _spools(directories: list[Path] | None, settings: Settings) -> list[Path]:
+    found = []
+    for directory in directories or [settings.spool_dir]:
+        if directories and not directory.is_dir():
+            Console(stderr=True).print(f"[red]{directory} is no directory[/red]")
+            raise typer.Exit(2)
+        found += [path.absolute() for path in spool_files.spools(directory)]
+    return found
+
+
+async def _sync_all(
+    spools: list[Path], settings: Settings, timeout_s: float | None, *, quiet: bool
+) -> list[SpoolReport]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("records"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        return [await _sync(path, settings, timeout_s, progress) for path in spools]
+
+
+async def _sync(
+    path: Path, settings: Settings, timeout_s: float | None, progress: Progress
+) -> SpoolReport:
+    before = _inspect(path)
+    if before.outcome in {"sending", "failed"}:
+        return before
+    task = progress.add_task(f"{before.run_id[:12]} rank {before.rank}", total=before.records)
+    messages: list[str] = []
+    try:
+        sender = Sender(path, settings, once=True, log=messages.append)
+    except (SpoolError, OSError) as error:
+        return _outcome(before, "failed", before.committed_records, str(error))
+
+    async def show() -> None:
+        while True:
+            progress.update(task, completed=sender.status.committed_sequence)
+            await asyncio.sleep(PROGRESS_INTERVAL_S)
+
+    showing = asyncio.create_task(show())
+    try:
+        async with asyncio.timeout(timeout_s):
+            finished = await sender.run()
+        outcome, text = ("delivered" if finished else "sent"), ""
+        if sender.status.rejected_points:
+            text = f"{sender.status.rejected_points:,} points were rejected"
+    except TimeoutError:
+        outcome, text = "failed", "; ".join(messages[-1:]) or "not delivered in time"
+    except (SenderStoppedError, OSError) as error:
+        outcome, text = "failed", str(error)
+    finally:
+        showing.cancel()
+        sender.close()
+        progress.update(task, completed=sender.status.committed_sequence)
+    damages = [message for message in messages if message.startswith("damaged")]
+    text = "; ".join(filter(None, [text, *damages]))
+    return _outcome(before, outcome, sender.status.committed_sequence, text)
+
+
+def _outcome(before: SpoolReport, outcome: str, committed: int, text: str) -> SpoolReport:
+    return SpoolReport(
+        **{
+            **asdict(before),
+            "outcome": outcome,
+            "records": max(before.records, committed),
+            "committed_records": committed,
+            "text": text,
+        }
+    )
+
+
+def _inspect(path: Path) -> SpoolReport:
+    """Reads a spool without claiming it."""
+    try:
+        identity = WriterIdentity.read(path)
+        lock = ProcessLock(path / spool_files.SENDER_LOCK)
+        waiting = lock.acquire()
+        lock.close()
+        note = Note.read(path / spool_files.STATUS_NOTE)
+        reader = SpoolReader(path, identity.incarnation)
+        reader.seek(1 << 62, ended=True)
+        reader.close()
+    except (SpoolError, OSError) as error:
+        return SpoolReport(
+            spool=str(path), run_id="", rank=0, attempt=0, outcome="failed",
+            records=0, committed_records=0, bytes=0, text=str(error),
+        )  # fmt: skip
+    return SpoolReport(
+        spool=str(path),
+        run_id=identity.run_id,
+        rank=identity.rank,
+        attempt=identity.attempt,
+        outcome="waiting" if waiting else "sending",
+        records=reader.next_sequence - 1,
+        committed_records=note.get("committed_sequence", 0),
+        bytes=sum(file.stat().st_size for file in path.glob(f"*{spool_files.SEGMENT_SUFFIX}")),
+        text=note.get("stopped", ""),
+    )
+
+
+def _print(reports: list[SpoolReport], *, as_json: bool) -> None:
+    if as_json:
+        for report in reports:
+            sys.stdout.write(json.dumps(asdict(report)) + "\n")
+        return
+    console = Console()
+    if not reports:
+        console.print("no spools: everything is delivered")
+        return
+    table = Table("run", "rank", "attempt", "", "committed", "records", "MB", "")
+    for report in reports:
+        table.add_row(
+            report.run_id,
+            str(report.rank),
+            str(report.attempt),
+            report.outcome,
+            f"{report.committed_records:,}",
+            f"{report.records:,}",
+            f"{report.bytes / 1e6:.1f}",
+            report.text or report.spool,
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
