@@ -18,18 +18,30 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from headrace.v1 import metric_service_pb2, run_service_pb2, run_service_pb2_grpc
+from headrace.v1 import (
+    artifact_service_pb2,
+    artifact_service_pb2_grpc,
+    metric_service_pb2,
+    run_service_pb2,
+    run_service_pb2_grpc,
+)
 
+from gateway.artifacts.wiring import Artifacts, open_artifacts
 from gateway.certificates import server_credentials
 from gateway.config import Settings, split_address
 from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
 from gateway.ingest.engine import IngestEngine, IngestSettings
+from gateway.rpc.artifact_service import ArtifactService
 from gateway.rpc.authentication import Authenticator
 from gateway.rpc.interceptors import RECEIVE_BYTES_MAX, CallInterceptor
+from gateway.rpc.metric_read import MetricReadService
+from gateway.rpc.metric_service import metric_handlers
+from gateway.rpc.metric_write import MetricWriteService
 from gateway.rpc.run_service import RunService
 from gateway.store import migrate
 from gateway.store.connections import Database
 from gateway.store.metrics import MetricStore
+from gateway.store.reading import MetricReading
 from gateway.store.runs import RunStore
 from gateway.store.tokens import TokenStore
 from gateway.telemetry import METRICS
@@ -39,8 +51,10 @@ _LOG = structlog.get_logger(__name__)
 _GAUGE_PERIOD_S: Final = 1.0
 _RETRY_PERIOD_S: Final = 0.5
 _STOP_GRACE_S: Final = 2.0  # for unary calls and reads in flight when the engine is drained
+_READS_MAX: Final = 2  # snapshots held at a time: each costs memory and a connection
 _STREAMS_PER_CONNECTION_MAX: Final = 1_000
 SERVICE_NAMES: Final = (
+    artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"].full_name,
     metric_service_pb2.DESCRIPTOR.services_by_name["MetricService"].full_name,
     run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
 )
@@ -58,6 +72,8 @@ class Stores:
     runs: RunStore
     tokens: TokenStore
     metrics: MetricStore
+    reading: MetricReading
+    artifacts: Artifacts | None
 
 
 async def prepare_database(settings: Settings) -> list[migrate.Migration]:
@@ -115,7 +131,7 @@ async def serve(
         probes = health.aio.HealthServicer()
         server = _server(settings, stores, share_port=share_port)
         health_pb2_grpc.add_HealthServicer_to_server(probes, server)
-        _add_services(server, stores, engine)
+        _add_services(server, stores, engine, settings)
         if settings.reflection:
             names = (*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
@@ -125,6 +141,7 @@ async def serve(
         for name in SERVICE_NAMES:
             await probes.set(name, health_pb2.HealthCheckResponse.SERVING)
         gauges = asyncio.create_task(_keep_gauges(stores.database, engine))
+        cleanup = asyncio.create_task(_clean_up(stores))
         try:
             on_ready(port)
             await stopping.wait()
@@ -133,27 +150,45 @@ async def serve(
             drained = await _drain(engine, settings.drain_deadline_s, hurrying)
         finally:
             gauges.cancel()
+            cleanup.cancel()
             await server.stop(0 if hurrying.is_set() else _STOP_GRACE_S)
             await engine.close()
         _LOG.info("stopped", drained=drained)
         return drained
 
 
-def _add_services(server: grpc.aio.Server, stores: Stores, engine: IngestEngine) -> None:
+def _add_services(
+    server: grpc.aio.Server, stores: Stores, engine: IngestEngine, settings: Settings
+) -> None:
     """Register every service; their methods must be in `rpc.permissions`."""
+    artifacts = ArtifactService(
+        stores.artifacts,
+        stall_timeout_s=settings.artifact_stall_timeout_s,
+        upload_expiry_s=settings.artifact_upload_expiry_s,
+        signed_expiry_s=settings.artifact_signed_expiry_s,
+    )
+    artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     run_service_pb2_grpc.add_RunServiceServicer_to_server(RunService(stores.runs), server)
+    metrics = metric_handlers(MetricWriteService(engine), MetricReadService(stores.reading))
+    server.add_generic_rpc_handlers((metrics,))
 
 
 @contextlib.asynccontextmanager
 async def _stores(settings: Settings, worker: int) -> AsyncIterator[Stores]:
     database = await _connect(settings, worker)
     try:
-        yield Stores(
-            database=database,
-            runs=RunStore(database),
-            tokens=TokenStore(database),
-            metrics=MetricStore(database),
-        )
+        async with open_artifacts(settings, database) as artifacts:
+            yield Stores(
+                database=database,
+                runs=RunStore(database),
+                tokens=TokenStore(database),
+                metrics=MetricStore(database),
+                # One connection, if there is another, stays for calls that are over soon.
+                reading=MetricReading(
+                    database, reads_max=max(1, min(_READS_MAX, settings.query_connections - 1))
+                ),
+                artifacts=artifacts,
+            )
     finally:
         await database.close()
 
@@ -222,6 +257,11 @@ async def _drain(engine: IngestEngine, deadline_s: float, hurrying: asyncio.Even
     finally:
         drain.cancel()
         hurry.cancel()
+
+
+async def _clean_up(stores: Stores) -> None:
+    if stores.artifacts is not None:
+        await stores.artifacts.cleanup.run()
 
 
 async def _keep_gauges(database: Database, engine: IngestEngine) -> None:
