@@ -123,9 +123,8 @@ class _Stream:
     def _over(session: Session, reader: "asyncio.Task[None]") -> bool:
         if session.ending is not None:
             return True
-        if not reader.done():
-            return False
-        return reader.exception() is not None or session.idle
+        # What was admitted before a bad message is committed before the stream fails.
+        return reader.done() and session.idle
 
     async def _read(self, session: Session) -> None:
         """Feed the session until the client's last message."""
