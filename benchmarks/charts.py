@@ -33,10 +33,12 @@ def draw(result: Path, target: Path) -> None:
     rates = [figures[name] for name, _label, _colour in bars]
     for row, (name, _label, colour) in enumerate(bars):
         rate, ends = figures[name], spread.get(name, {})
-        below, above = rate - ends.get("low", rate), ends.get("high", rate) - rate
+        # Figures are rounded and ends are not: never below nothing.
+        below = max(0.0, rate - ends.get("low", rate))
+        above = max(0.0, ends.get("high", rate) - rate)
         axes.barh(row, rate, xerr=[[below], [above]], color=colour, ecolor="#222222", capsize=3)
         axes.text(
-            max(rate, rate + above) + 0.015 * max(rates),
+            rate + above + 0.015 * max(rates),
             row,
             f"{rate:,.0f}",
             va="center",

@@ -18,6 +18,7 @@ from typing import Final
 
 import asyncpg
 
+from benchmarks import log_call
 from benchmarks.load import Load
 from benchmarks.raw_ingest import audit
 from benchmarks.site import Site
@@ -42,6 +43,7 @@ async def measure_clients(site: Site, load: Load) -> dict[str, float]:
             **os.environ,
             "HEADRACE_ADDRESS": site.address,
             "HEADRACE_SPOOL_DIR": spools,
+            "HEADRACE_QUIET": "1",
         }
         processes = [await _start(run_id, load.series, records, environment) for run_id in run_ids]
         try:
@@ -66,6 +68,20 @@ async def measure_clients(site: Site, load: Load) -> dict[str, float]:
     await audit(site, run_ids, points)
     return {
         "ingest_clients_64_points_per_s": (points - load.streams * load.series) / elapsed_s,
+    }
+
+
+async def measure_log_call(site: Site, load: Load) -> dict[str, float]:
+    """Measure what a log call of 10 scalars costs, with the gateway up and down: us."""
+    up = await asyncio.to_thread(log_call.measure, site.address)
+    down = await asyncio.to_thread(log_call.measure)
+    return {
+        "log_call_10_scalars_us": up["median_us"],
+        "log_call_10_scalars_p999_us": up["p999_us"],
+        "log_call_10_scalars_longest_us": up["max_us"],
+        "log_call_10_scalars_paced_us": up["paced_median_us"],
+        "log_call_10_scalars_gateway_down_us": down["median_us"],
+        "log_call_10_scalars_gateway_down_p999_us": down["p999_us"],
     }
 
 
