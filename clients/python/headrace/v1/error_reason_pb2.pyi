@@ -182,6 +182,47 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """
     ERROR_REASON_ARTIFACTS_DISABLED: _ErrorReason.ValueType  # 43
     """This gateway has no S3 bucket. FAILED_PRECONDITION; retry never."""
+    ERROR_REASON_PARAM_CHANGED: _ErrorReason.ValueType  # 44
+    """A param has another value already; params are immutable. The message and
+    the metadata `current` and `value` name both. In WriteMetadata
+    FAILED_PRECONDITION, retry never; in a stream the entry is rejected and
+    counted, and the stream goes on. Example: lr is `0.1`, not `0.2`.
+    """
+    ERROR_REASON_FILTER_INVALID: _ErrorReason.ValueType  # 45
+    """A filter or an order of a search cannot be read, or compares what cannot
+    be compared; the metadata `column` says where (from 1).
+    INVALID_ARGUMENT; retry never. Example: `metrics.loss = 'low'`.
+    """
+    ERROR_REASON_EXPERIMENT_NOT_FOUND: _ErrorReason.ValueType  # 46
+    """No experiment has this id or name in the caller's workspace. NOT_FOUND;
+    retry never.
+    """
+    ERROR_REASON_EXPERIMENT_EXISTS: _ErrorReason.ValueType  # 47
+    """The workspace has an experiment with this name. ALREADY_EXISTS; retry
+    never.
+    """
+    ERROR_REASON_EXPERIMENT_DELETED: _ErrorReason.ValueType  # 48
+    """The experiment is deleted; restore it first. FAILED_PRECONDITION; retry
+    never.
+    """
+    ERROR_REASON_WORKSPACE_NOT_FOUND: _ErrorReason.ValueType  # 49
+    """There is no such workspace, or it is not the token's. NOT_FOUND; retry
+    never.
+    """
+    ERROR_REASON_WORKSPACE_EXISTS: _ErrorReason.ValueType  # 50
+    """There is a workspace with this name. ALREADY_EXISTS; retry never."""
+    ERROR_REASON_WORKSPACE_ARCHIVED: _ErrorReason.ValueType  # 51
+    """The workspace is archived and takes no more writes. FAILED_PRECONDITION;
+    retry never.
+    """
+    ERROR_REASON_RUN_PROTECTED: _ErrorReason.ValueType  # 52
+    """The run has the tag `headrace.protected` and is not deleted. Remove the
+    tag first. FAILED_PRECONDITION; retry never.
+    """
+    ERROR_REASON_FOLLOWER_LAGGED: _ErrorReason.ValueType  # 53
+    """A following read was stalled for so long that the points it has not sent
+    were merged with points it has. ABORTED; read again from the start.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed or a point was rejected.
@@ -357,4 +398,45 @@ until the operator has acted. Example: no s3:PutObject on the bucket.
 """
 ERROR_REASON_ARTIFACTS_DISABLED: ErrorReason.ValueType  # 43
 """This gateway has no S3 bucket. FAILED_PRECONDITION; retry never."""
+ERROR_REASON_PARAM_CHANGED: ErrorReason.ValueType  # 44
+"""A param has another value already; params are immutable. The message and
+the metadata `current` and `value` name both. In WriteMetadata
+FAILED_PRECONDITION, retry never; in a stream the entry is rejected and
+counted, and the stream goes on. Example: lr is `0.1`, not `0.2`.
+"""
+ERROR_REASON_FILTER_INVALID: ErrorReason.ValueType  # 45
+"""A filter or an order of a search cannot be read, or compares what cannot
+be compared; the metadata `column` says where (from 1).
+INVALID_ARGUMENT; retry never. Example: `metrics.loss = 'low'`.
+"""
+ERROR_REASON_EXPERIMENT_NOT_FOUND: ErrorReason.ValueType  # 46
+"""No experiment has this id or name in the caller's workspace. NOT_FOUND;
+retry never.
+"""
+ERROR_REASON_EXPERIMENT_EXISTS: ErrorReason.ValueType  # 47
+"""The workspace has an experiment with this name. ALREADY_EXISTS; retry
+never.
+"""
+ERROR_REASON_EXPERIMENT_DELETED: ErrorReason.ValueType  # 48
+"""The experiment is deleted; restore it first. FAILED_PRECONDITION; retry
+never.
+"""
+ERROR_REASON_WORKSPACE_NOT_FOUND: ErrorReason.ValueType  # 49
+"""There is no such workspace, or it is not the token's. NOT_FOUND; retry
+never.
+"""
+ERROR_REASON_WORKSPACE_EXISTS: ErrorReason.ValueType  # 50
+"""There is a workspace with this name. ALREADY_EXISTS; retry never."""
+ERROR_REASON_WORKSPACE_ARCHIVED: ErrorReason.ValueType  # 51
+"""The workspace is archived and takes no more writes. FAILED_PRECONDITION;
+retry never.
+"""
+ERROR_REASON_RUN_PROTECTED: ErrorReason.ValueType  # 52
+"""The run has the tag `headrace.protected` and is not deleted. Remove the
+tag first. FAILED_PRECONDITION; retry never.
+"""
+ERROR_REASON_FOLLOWER_LAGGED: ErrorReason.ValueType  # 53
+"""A following read was stalled for so long that the points it has not sent
+were merged with points it has. ABORTED; read again from the start.
+"""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason

@@ -216,6 +216,41 @@ class MetricBatch(google.protobuf.message.Message):
 Global___MetricBatch: typing_extensions.TypeAlias = MetricBatch
 
 @typing.final
+class MetadataBatch(google.protobuf.message.Message):
+    """A run of consecutive records that say something of the run itself: params,
+    tags, notes, summary values, dataset inputs, facts.
+
+    They share the writer's sequence with its MetricBatches and are committed in
+    that order, exactly once. An entry that cannot be stored for its content (a
+    param that has another value, a key too long) is rejected and counted in
+    rejected_entries with a sample; the stream goes on.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_SEQUENCE_FIELD_NUMBER: builtins.int
+    RECORD_COUNT_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
+    first_sequence: builtins.int
+    """The sequence number of the first record, from 1."""
+    record_count: builtins.int
+    """How many records the batch holds, at least 1."""
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.v1.run_service_pb2.MetadataEntry]:
+        """The entries of all its records, in order; at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        first_sequence: builtins.int = ...,
+        record_count: builtins.int = ...,
+        entries: collections.abc.Iterable[headrace.v1.run_service_pb2.MetadataEntry] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries", "first_sequence", b"first_sequence", "record_count", b"record_count"]) -> None: ...
+
+Global___MetadataBatch: typing_extensions.TypeAlias = MetadataBatch
+
+@typing.final
 class Heartbeat(google.protobuf.message.Message):
     """Keeps the stream and the run alive. Send one when nothing else was sent for
     Limits.heartbeat_interval_ms; answered by an `ack`.
@@ -288,6 +323,7 @@ class WriteMetricsRequest(google.protobuf.message.Message):
     HEARTBEAT_FIELD_NUMBER: builtins.int
     FINISH_FIELD_NUMBER: builtins.int
     RESYNC_FIELD_NUMBER: builtins.int
+    METADATA_FIELD_NUMBER: builtins.int
     @property
     def open(self) -> Global___OpenWriter:
         """Opens the stream."""
@@ -312,6 +348,10 @@ class WriteMetricsRequest(google.protobuf.message.Message):
     def resync(self) -> Global___Resync:
         """Continues after the gateway lost records."""
 
+    @property
+    def metadata(self) -> Global___MetadataBatch:
+        """Carries records about the run."""
+
     def __init__(
         self,
         *,
@@ -321,10 +361,11 @@ class WriteMetricsRequest(google.protobuf.message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         finish: Global___FinishWriter | None = ...,
         resync: Global___Resync | None = ...,
+        metadata: Global___MetadataBatch | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["batch", b"batch", "finish", b"finish", "heartbeat", b"heartbeat", "keys", b"keys", "message", b"message", "open", b"open", "resync", b"resync"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["batch", b"batch", "finish", b"finish", "heartbeat", b"heartbeat", "keys", b"keys", "message", b"message", "open", b"open", "resync", b"resync"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "keys", "batch", "heartbeat", "finish", "resync"] | None: ...
+    def HasField(self, field_name: typing.Literal["batch", b"batch", "finish", b"finish", "heartbeat", b"heartbeat", "keys", b"keys", "message", b"message", "metadata", b"metadata", "open", b"open", "resync", b"resync"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batch", b"batch", "finish", b"finish", "heartbeat", b"heartbeat", "keys", b"keys", "message", b"message", "metadata", b"metadata", "open", b"open", "resync", b"resync"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "keys", "batch", "heartbeat", "finish", "resync", "metadata"] | None: ...
 
 Global___WriteMetricsRequest: typing_extensions.TypeAlias = WriteMetricsRequest
 
@@ -341,6 +382,7 @@ class WriterCounters(google.protobuf.message.Message):
     REPEATED_POINTS_FIELD_NUMBER: builtins.int
     REJECTED_POINTS_FIELD_NUMBER: builtins.int
     LOST_RECORDS_FIELD_NUMBER: builtins.int
+    REJECTED_ENTRIES_FIELD_NUMBER: builtins.int
     accepted_points: builtins.int
     """Points stored."""
     late_points: builtins.int
@@ -356,6 +398,8 @@ class WriterCounters(google.protobuf.message.Message):
     """Points rejected."""
     lost_records: builtins.int
     """Records lost by `resync`."""
+    rejected_entries: builtins.int
+    """Entries of MetadataBatch rejected."""
     def __init__(
         self,
         *,
@@ -364,14 +408,15 @@ class WriterCounters(google.protobuf.message.Message):
         repeated_points: builtins.int = ...,
         rejected_points: builtins.int = ...,
         lost_records: builtins.int = ...,
+        rejected_entries: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepted_points", b"accepted_points", "late_points", b"late_points", "lost_records", b"lost_records", "rejected_points", b"rejected_points", "repeated_points", b"repeated_points"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted_points", b"accepted_points", "late_points", b"late_points", "lost_records", b"lost_records", "rejected_entries", b"rejected_entries", "rejected_points", b"rejected_points", "repeated_points", b"repeated_points"]) -> None: ...
 
 Global___WriterCounters: typing_extensions.TypeAlias = WriterCounters
 
 @typing.final
 class Rejection(google.protobuf.message.Message):
-    """A sample of rejected points."""
+    """A sample of rejected points, or of one rejected metadata entry."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -385,9 +430,11 @@ class Rejection(google.protobuf.message.Message):
     reason: headrace.v1.error_reason_pb2.ErrorReason.ValueType
     """Why."""
     key: builtins.str
-    """The key, or its index in decimal when it has none."""
+    """The key, or its index in decimal when it has none; of a metadata entry
+    the key of the param, tag or value.
+    """
     step: builtins.int
-    """The step of the first such point."""
+    """The step of the first such point; 0 for a metadata entry."""
     sequence: builtins.int
     """A sequence number at or before which the record with the point ends: the
     last of the batch that carried it.
@@ -397,7 +444,7 @@ class Rejection(google.protobuf.message.Message):
     detail: builtins.str
     """For people: names the field, its limit and its value."""
     points: builtins.int
-    """How many points this sample stands for."""
+    """How many points this sample stands for; 0 for a metadata entry."""
     def __init__(
         self,
         *,
@@ -632,6 +679,7 @@ class ImportMetricsRequest(google.protobuf.message.Message):
     HEARTBEAT_FIELD_NUMBER: builtins.int
     FINISH_FIELD_NUMBER: builtins.int
     RESYNC_FIELD_NUMBER: builtins.int
+    METADATA_FIELD_NUMBER: builtins.int
     @property
     def open(self) -> Global___OpenWriter:
         """Opens the stream."""
@@ -656,6 +704,10 @@ class ImportMetricsRequest(google.protobuf.message.Message):
     def resync(self) -> Global___Resync:
         """Continues after the gateway lost records."""
 
+    @property
+    def metadata(self) -> Global___MetadataBatch:
+        """Carries records about the run."""
+
     def __init__(
         self,
         *,
@@ -665,10 +717,11 @@ class ImportMetricsRequest(google.protobuf.message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         finish: Global___FinishWriter | None = ...,
         resync: Global___Resync | None = ...,
+        metadata: Global___MetadataBatch | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["batch", b"batch", "finish", b"finish", "heartbeat", b"heartbeat", "keys", b"keys", "message", b"message", "open", b"open", "resync", b"resync"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["batch", b"batch", "finish", b"finish", "heartbeat", b"heartbeat", "keys", b"keys", "message", b"message", "open", b"open", "resync", b"resync"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "keys", "batch", "heartbeat", "finish", "resync"] | None: ...
+    def HasField(self, field_name: typing.Literal["batch", b"batch", "finish", b"finish", "heartbeat", b"heartbeat", "keys", b"keys", "message", b"message", "metadata", b"metadata", "open", b"open", "resync", b"resync"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batch", b"batch", "finish", b"finish", "heartbeat", b"heartbeat", "keys", b"keys", "message", b"message", "metadata", b"metadata", "open", b"open", "resync", b"resync"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "keys", "batch", "heartbeat", "finish", "resync", "metadata"] | None: ...
 
 Global___ImportMetricsRequest: typing_extensions.TypeAlias = ImportMetricsRequest
 

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dheadrace/v1/run_service.proto\x12\x0bheadrace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"t\n\x07\x41ttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x18\n\x0bresume_step\x18\x02 \x01(\x12H\x00\x88\x01\x01\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_resume_step\"\xf4\x02\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.headrace.v1.RunState\x12,\n\x0bstep_policy\x18\x05 \x01(\x0e\x32\x17.headrace.v1.StepPolicy\x12,\n\x0blate_policy\x18\x06 \x01(\x0e\x32\x17.headrace.v1.LatePolicy\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eheartbeat_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08\x61ttempts\x18\n \x03(\x0b\x32\x14.headrace.v1.Attempt\"\xa0\x01\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12,\n\x0bstep_policy\x18\x04 \x01(\x0e\x32\x17.headrace.v1.StepPolicy\x12,\n\x0blate_policy\x18\x05 \x01(\x0e\x32\x17.headrace.v1.LatePolicy\"C\n\x11\x43reateRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"/\n\x0eGetRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run\"Y\n\x10\x46inishRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.headrace.v1.RunState\"C\n\x11\x46inishRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run\x12\x0f\n\x07\x61pplied\x18\x02 \x01(\x08\"%\n\x13HeartbeatRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x16\n\x14HeartbeatRunResponse*\x94\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x16\n\x12RUN_STATE_FINISHED\x10\x02\x12\x14\n\x10RUN_STATE_FAILED\x10\x03\x12\x14\n\x10RUN_STATE_KILLED\x10\x04\x12\x12\n\x0eRUN_STATE_LOST\x10\x05*k\n\nStepPolicy\x12\x1b\n\x17STEP_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10STEP_POLICY_LAST\x10\x01\x12\x15\n\x11STEP_POLICY_FIRST\x10\x02\x12\x13\n\x0fSTEP_POLICY_ALL\x10\x03*Y\n\nLatePolicy\x12\x1b\n\x17LATE_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12LATE_POLICY_ACCEPT\x10\x01\x12\x16\n\x12LATE_POLICY_REJECT\x10\x02\x32\xbc\x02\n\nRunService\x12J\n\tCreateRun\x12\x1d.headrace.v1.CreateRunRequest\x1a\x1e.headrace.v1.CreateRunResponse\x12\x41\n\x06GetRun\x12\x1a.headrace.v1.GetRunRequest\x1a\x1b.headrace.v1.GetRunResponse\x12J\n\tFinishRun\x12\x1d.headrace.v1.FinishRunRequest\x1a\x1e.headrace.v1.FinishRunResponse\x12S\n\x0cHeartbeatRun\x12 .headrace.v1.HeartbeatRunRequest\x1a!.headrace.v1.HeartbeatRunResponseB8\n\x0f\x64\x65v.headrace.v1P\x01Z#headrace.dev/headrace/v1;headracev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dheadrace/v1/run_service.proto\x12\x0bheadrace.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"t\n\x07\x41ttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x18\n\x0bresume_step\x18\x02 \x01(\x12H\x00\x88\x01\x01\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_resume_step\"\xfc\x06\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.headrace.v1.RunState\x12,\n\x0bstep_policy\x18\x05 \x01(\x0e\x32\x17.headrace.v1.StepPolicy\x12,\n\x0blate_policy\x18\x06 \x01(\x0e\x32\x17.headrace.v1.LatePolicy\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eheartbeat_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08\x61ttempts\x18\n \x03(\x0b\x32\x14.headrace.v1.Attempt\x12\x15\n\rexperiment_id\x18\x0b \x01(\x03\x12\x15\n\rparent_run_id\x18\x0c \x01(\t\x12.\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tuser_name\x18\x0f \x01(\t\x12\x0c\n\x04host\x18\x10 \x01(\t\x12\x12\n\ngit_commit\x18\x11 \x01(\t\x12\x13\n\x0b\x65ntry_point\x18\x12 \x01(\t\x12\r\n\x05notes\x18\x13 \x01(\t\x12*\n\x05\x66\x61\x63ts\x18\x14 \x03(\x0b\x32\x1b.headrace.v1.Run.FactsEntry\x12\"\n\x06params\x18\x15 \x03(\x0b\x32\x12.headrace.v1.Param\x12\x1e\n\x04tags\x18\x16 \x03(\x0b\x32\x10.headrace.v1.Tag\x12*\n\x07summary\x18\x17 \x03(\x0b\x32\x19.headrace.v1.SummaryValue\x12+\n\x08\x64\x61tasets\x18\x18 \x03(\x0b\x32\x19.headrace.v1.DatasetInput\x12\'\n\x07metrics\x18\x19 \x03(\x0b\x32\x16.headrace.v1.RunMetric\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x91\x01\n\tRunMetric\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\x01\x12\x11\n\tlast_step\x18\x03 \x01(\x12\x12\x19\n\x11last_time_unix_us\x18\x04 \x01(\x12\x12\x0b\n\x03min\x18\x05 \x01(\x01\x12\x0b\n\x03max\x18\x06 \x01(\x01\x12\x13\n\x0bpoint_count\x18\x07 \x01(\x04\x12\x0c\n\x04rank\x18\x08 \x01(\x05\"#\n\x05Param\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"!\n\x03Tag\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"F\n\x0cSummaryValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x42\x07\n\x05value\"\x83\x01\n\x0c\x44\x61tasetInput\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\t\x12\x13\n\x0bsource_type\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x0e\n\x06schema\x18\x06 \x01(\t\x12\x0f\n\x07profile\x18\x07 \x01(\t\"#\n\x04\x46\x61\x63t\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x85\x02\n\rMetadataEntry\x12#\n\x05param\x18\x01 \x01(\x0b\x32\x12.headrace.v1.ParamH\x00\x12\x1f\n\x03tag\x18\x02 \x01(\x0b\x32\x10.headrace.v1.TagH\x00\x12\x15\n\x0b\x64\x65leted_tag\x18\x03 \x01(\tH\x00\x12\x0f\n\x05notes\x18\x04 \x01(\tH\x00\x12,\n\x07summary\x18\x05 \x01(\x0b\x32\x19.headrace.v1.SummaryValueH\x00\x12,\n\x07\x64\x61taset\x18\x06 \x01(\x0b\x32\x19.headrace.v1.DatasetInputH\x00\x12!\n\x04\x66\x61\x63t\x18\x07 \x01(\x0b\x32\x11.headrace.v1.FactH\x00\x42\x07\n\x05\x65ntry\"\xde\x02\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12,\n\x0bstep_policy\x18\x04 \x01(\x0e\x32\x17.headrace.v1.StepPolicy\x12,\n\x0blate_policy\x18\x05 \x01(\x0e\x32\x17.headrace.v1.LatePolicy\x12\x15\n\rparent_run_id\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tuser_name\x18\x08 \x01(\t\x12\x0c\n\x04host\x18\t \x01(\t\x12\x12\n\ngit_commit\x18\n \x01(\t\x12\x13\n\x0b\x65ntry_point\x18\x0b \x01(\t\x12+\n\x07\x65ntries\x18\x0c \x03(\x0b\x32\x1a.headrace.v1.MetadataEntry\"C\n\x11\x43reateRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"/\n\x0eGetRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run\"\x87\x01\n\x10\x46inishRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.headrace.v1.RunState\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"C\n\x11\x46inishRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run\x12\x0f\n\x07\x61pplied\x18\x02 \x01(\x08\"%\n\x13HeartbeatRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x16\n\x14HeartbeatRunResponse\"\"\n\x10ReopenRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"2\n\x11ReopenRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run\"r\n\x10UpdateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1d\n\x03run\x18\x02 \x01(\x0b\x32\x10.headrace.v1.Run\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"2\n\x11UpdateRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run\"S\n\x14WriteMetadataRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.headrace.v1.MetadataEntry\"\x17\n\x15WriteMetadataResponse\"\xcc\x01\n\x11SearchRunsRequest\x12\x16\n\x0e\x65xperiment_ids\x18\x01 \x03(\x03\x12\x13\n\x0b\x65xperiments\x18\x02 \x03(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x03(\t\x12+\n\nvisibility\x18\x05 \x01(\x0e\x32\x17.headrace.v1.Visibility\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12\x14\n\x0cinclude_data\x18\x08 \x01(\x08\"M\n\x12SearchRunsResponse\x12\x1e\n\x04runs\x18\x01 \x03(\x0b\x32\x10.headrace.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x44\x65leteRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"2\n\x11\x44\x65leteRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run\"#\n\x11RestoreRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"3\n\x12RestoreRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.headrace.v1.Run*\x94\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x16\n\x12RUN_STATE_FINISHED\x10\x02\x12\x14\n\x10RUN_STATE_FAILED\x10\x03\x12\x14\n\x10RUN_STATE_KILLED\x10\x04\x12\x12\n\x0eRUN_STATE_LOST\x10\x05*k\n\nStepPolicy\x12\x1b\n\x17STEP_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10STEP_POLICY_LAST\x10\x01\x12\x15\n\x11STEP_POLICY_FIRST\x10\x02\x12\x13\n\x0fSTEP_POLICY_ALL\x10\x03*Y\n\nLatePolicy\x12\x1b\n\x17LATE_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12LATE_POLICY_ACCEPT\x10\x01\x12\x16\n\x12LATE_POLICY_REJECT\x10\x02*k\n\nVisibility\x12\x1a\n\x16VISIBILITY_UNSPECIFIED\x10\x00\x12\x15\n\x11VISIBILITY_ACTIVE\x10\x01\x12\x16\n\x12VISIBILITY_DELETED\x10\x02\x12\x12\n\x0eVISIBILITY_ALL\x10\x03\x32\x96\x06\n\nRunService\x12J\n\tCreateRun\x12\x1d.headrace.v1.CreateRunRequest\x1a\x1e.headrace.v1.CreateRunResponse\x12\x41\n\x06GetRun\x12\x1a.headrace.v1.GetRunRequest\x1a\x1b.headrace.v1.GetRunResponse\x12J\n\tFinishRun\x12\x1d.headrace.v1.FinishRunRequest\x1a\x1e.headrace.v1.FinishRunResponse\x12S\n\x0cHeartbeatRun\x12 .headrace.v1.HeartbeatRunRequest\x1a!.headrace.v1.HeartbeatRunResponse\x12J\n\tReopenRun\x12\x1d.headrace.v1.ReopenRunRequest\x1a\x1e.headrace.v1.ReopenRunResponse\x12J\n\tUpdateRun\x12\x1d.headrace.v1.UpdateRunRequest\x1a\x1e.headrace.v1.UpdateRunResponse\x12V\n\rWriteMetadata\x12!.headrace.v1.WriteMetadataRequest\x1a\".headrace.v1.WriteMetadataResponse\x12M\n\nSearchRuns\x12\x1e.headrace.v1.SearchRunsRequest\x1a\x1f.headrace.v1.SearchRunsResponse\x12J\n\tDeleteRun\x12\x1d.headrace.v1.DeleteRunRequest\x1a\x1e.headrace.v1.DeleteRunResponse\x12M\n\nRestoreRun\x12\x1e.headrace.v1.RestoreRunRequest\x1a\x1f.headrace.v1.RestoreRunResponseB8\n\x0f\x64\x65v.headrace.v1P\x01Z#headrace.dev/headrace/v1;headracev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +34,76 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.v1.run_service_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.headrace.v1P\001Z#headrace.dev/headrace/v1;headracev1'
-  _globals['_RUNSTATE']._serialized_start=1110
-  _globals['_RUNSTATE']._serialized_end=1258
-  _globals['_STEPPOLICY']._serialized_start=1260
-  _globals['_STEPPOLICY']._serialized_end=1367
-  _globals['_LATEPOLICY']._serialized_start=1369
-  _globals['_LATEPOLICY']._serialized_end=1458
-  _globals['_ATTEMPT']._serialized_start=79
-  _globals['_ATTEMPT']._serialized_end=195
-  _globals['_RUN']._serialized_start=198
-  _globals['_RUN']._serialized_end=570
-  _globals['_CREATERUNREQUEST']._serialized_start=573
-  _globals['_CREATERUNREQUEST']._serialized_end=733
-  _globals['_CREATERUNRESPONSE']._serialized_start=735
-  _globals['_CREATERUNRESPONSE']._serialized_end=802
-  _globals['_GETRUNREQUEST']._serialized_start=804
-  _globals['_GETRUNREQUEST']._serialized_end=835
-  _globals['_GETRUNRESPONSE']._serialized_start=837
-  _globals['_GETRUNRESPONSE']._serialized_end=884
-  _globals['_FINISHRUNREQUEST']._serialized_start=886
-  _globals['_FINISHRUNREQUEST']._serialized_end=975
-  _globals['_FINISHRUNRESPONSE']._serialized_start=977
-  _globals['_FINISHRUNRESPONSE']._serialized_end=1044
-  _globals['_HEARTBEATRUNREQUEST']._serialized_start=1046
-  _globals['_HEARTBEATRUNREQUEST']._serialized_end=1083
-  _globals['_HEARTBEATRUNRESPONSE']._serialized_start=1085
-  _globals['_HEARTBEATRUNRESPONSE']._serialized_end=1107
-  _globals['_RUNSERVICE']._serialized_start=1461
-  _globals['_RUNSERVICE']._serialized_end=1777
+  _globals['_RUN_FACTSENTRY']._loaded_options = None
+  _globals['_RUN_FACTSENTRY']._serialized_options = b'8\001'
+  _globals['_RUNSTATE']._serialized_start=3458
+  _globals['_RUNSTATE']._serialized_end=3606
+  _globals['_STEPPOLICY']._serialized_start=3608
+  _globals['_STEPPOLICY']._serialized_end=3715
+  _globals['_LATEPOLICY']._serialized_start=3717
+  _globals['_LATEPOLICY']._serialized_end=3806
+  _globals['_VISIBILITY']._serialized_start=3808
+  _globals['_VISIBILITY']._serialized_end=3915
+  _globals['_ATTEMPT']._serialized_start=113
+  _globals['_ATTEMPT']._serialized_end=229
+  _globals['_RUN']._serialized_start=232
+  _globals['_RUN']._serialized_end=1124
+  _globals['_RUN_FACTSENTRY']._serialized_start=1080
+  _globals['_RUN_FACTSENTRY']._serialized_end=1124
+  _globals['_RUNMETRIC']._serialized_start=1127
+  _globals['_RUNMETRIC']._serialized_end=1272
+  _globals['_PARAM']._serialized_start=1274
+  _globals['_PARAM']._serialized_end=1309
+  _globals['_TAG']._serialized_start=1311
+  _globals['_TAG']._serialized_end=1344
+  _globals['_SUMMARYVALUE']._serialized_start=1346
+  _globals['_SUMMARYVALUE']._serialized_end=1416
+  _globals['_DATASETINPUT']._serialized_start=1419
+  _globals['_DATASETINPUT']._serialized_end=1550
+  _globals['_FACT']._serialized_start=1552
+  _globals['_FACT']._serialized_end=1587
+  _globals['_METADATAENTRY']._serialized_start=1590
+  _globals['_METADATAENTRY']._serialized_end=1851
+  _globals['_CREATERUNREQUEST']._serialized_start=1854
+  _globals['_CREATERUNREQUEST']._serialized_end=2204
+  _globals['_CREATERUNRESPONSE']._serialized_start=2206
+  _globals['_CREATERUNRESPONSE']._serialized_end=2273
+  _globals['_GETRUNREQUEST']._serialized_start=2275
+  _globals['_GETRUNREQUEST']._serialized_end=2306
+  _globals['_GETRUNRESPONSE']._serialized_start=2308
+  _globals['_GETRUNRESPONSE']._serialized_end=2355
+  _globals['_FINISHRUNREQUEST']._serialized_start=2358
+  _globals['_FINISHRUNREQUEST']._serialized_end=2493
+  _globals['_FINISHRUNRESPONSE']._serialized_start=2495
+  _globals['_FINISHRUNRESPONSE']._serialized_end=2562
+  _globals['_HEARTBEATRUNREQUEST']._serialized_start=2564
+  _globals['_HEARTBEATRUNREQUEST']._serialized_end=2601
+  _globals['_HEARTBEATRUNRESPONSE']._serialized_start=2603
+  _globals['_HEARTBEATRUNRESPONSE']._serialized_end=2625
+  _globals['_REOPENRUNREQUEST']._serialized_start=2627
+  _globals['_REOPENRUNREQUEST']._serialized_end=2661
+  _globals['_REOPENRUNRESPONSE']._serialized_start=2663
+  _globals['_REOPENRUNRESPONSE']._serialized_end=2713
+  _globals['_UPDATERUNREQUEST']._serialized_start=2715
+  _globals['_UPDATERUNREQUEST']._serialized_end=2829
+  _globals['_UPDATERUNRESPONSE']._serialized_start=2831
+  _globals['_UPDATERUNRESPONSE']._serialized_end=2881
+  _globals['_WRITEMETADATAREQUEST']._serialized_start=2883
+  _globals['_WRITEMETADATAREQUEST']._serialized_end=2966
+  _globals['_WRITEMETADATARESPONSE']._serialized_start=2968
+  _globals['_WRITEMETADATARESPONSE']._serialized_end=2991
+  _globals['_SEARCHRUNSREQUEST']._serialized_start=2994
+  _globals['_SEARCHRUNSREQUEST']._serialized_end=3198
+  _globals['_SEARCHRUNSRESPONSE']._serialized_start=3200
+  _globals['_SEARCHRUNSRESPONSE']._serialized_end=3277
+  _globals['_DELETERUNREQUEST']._serialized_start=3279
+  _globals['_DELETERUNREQUEST']._serialized_end=3313
+  _globals['_DELETERUNRESPONSE']._serialized_start=3315
+  _globals['_DELETERUNRESPONSE']._serialized_end=3365
+  _globals['_RESTORERUNREQUEST']._serialized_start=3367
+  _globals['_RESTORERUNREQUEST']._serialized_end=3402
+  _globals['_RESTORERUNRESPONSE']._serialized_start=3404
+  _globals['_RESTORERUNRESPONSE']._serialized_end=3455
+  _globals['_RUNSERVICE']._serialized_start=3918
+  _globals['_RUNSERVICE']._serialized_end=4708
 # @@protoc_insertion_point(module_scope)

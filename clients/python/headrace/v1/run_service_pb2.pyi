@@ -6,6 +6,7 @@ Runs: one training job, its attempts, and how its steps are read."""
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.field_mask_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -120,6 +121,34 @@ committed, under a lock, whichever gateway and writer sent it.
 """
 Global___LatePolicy: typing_extensions.TypeAlias = LatePolicy
 
+class _Visibility:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _VisibilityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Visibility.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    VISIBILITY_UNSPECIFIED: _Visibility.ValueType  # 0
+    """ACTIVE."""
+    VISIBILITY_ACTIVE: _Visibility.ValueType  # 1
+    """Those that are not deleted."""
+    VISIBILITY_DELETED: _Visibility.ValueType  # 2
+    """Those that are deleted and not yet purged."""
+    VISIBILITY_ALL: _Visibility.ValueType  # 3
+    """Both."""
+
+class Visibility(_Visibility, metaclass=_VisibilityEnumTypeWrapper):
+    """Which runs or experiments a search returns."""
+
+VISIBILITY_UNSPECIFIED: Visibility.ValueType  # 0
+"""ACTIVE."""
+VISIBILITY_ACTIVE: Visibility.ValueType  # 1
+"""Those that are not deleted."""
+VISIBILITY_DELETED: Visibility.ValueType  # 2
+"""Those that are deleted and not yet purged."""
+VISIBILITY_ALL: Visibility.ValueType  # 3
+"""Both."""
+Global___Visibility: typing_extensions.TypeAlias = Visibility
+
 @typing.final
 class Attempt(google.protobuf.message.Message):
     """One (re)start of a run's job."""
@@ -159,6 +188,22 @@ class Run(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class FactsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     RUN_ID_FIELD_NUMBER: builtins.int
     EXPERIMENT_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
@@ -169,6 +214,21 @@ class Run(google.protobuf.message.Message):
     END_TIME_FIELD_NUMBER: builtins.int
     HEARTBEAT_TIME_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: builtins.int
+    PARENT_RUN_ID_FIELD_NUMBER: builtins.int
+    START_TIME_FIELD_NUMBER: builtins.int
+    DELETE_TIME_FIELD_NUMBER: builtins.int
+    USER_NAME_FIELD_NUMBER: builtins.int
+    HOST_FIELD_NUMBER: builtins.int
+    GIT_COMMIT_FIELD_NUMBER: builtins.int
+    ENTRY_POINT_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
+    FACTS_FIELD_NUMBER: builtins.int
+    PARAMS_FIELD_NUMBER: builtins.int
+    TAGS_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    DATASETS_FIELD_NUMBER: builtins.int
+    METRICS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """32 lower-case hex digits."""
     experiment: builtins.str
@@ -181,6 +241,20 @@ class Run(google.protobuf.message.Message):
     """Applied by reads that ask for no other policy."""
     late_policy: Global___LatePolicy.ValueType
     """Applied when points are committed."""
+    experiment_id: builtins.int
+    """The experiment's id; 0 is `Default`."""
+    parent_run_id: builtins.str
+    """The run this one is nested in; empty for none."""
+    user_name: builtins.str
+    """Who started the job."""
+    host: builtins.str
+    """Where it runs."""
+    git_commit: builtins.str
+    """The commit of its source."""
+    entry_point: builtins.str
+    """What was started, for example `train.py`."""
+    notes: builtins.str
+    """Free text for people."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the run was created."""
@@ -199,6 +273,38 @@ class Run(google.protobuf.message.Message):
     def attempts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """The attempts so far, ascending."""
 
+    @property
+    def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the job started; create_time unless CreateRun said otherwise."""
+
+    @property
+    def delete_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the run was deleted. Absent: it was not."""
+
+    @property
+    def facts(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Facts of the environment by name, for example `python.version`."""
+
+    @property
+    def params(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Param]:
+        """The params, ordered by key. In a search only when asked for."""
+
+    @property
+    def tags(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tag]:
+        """The tags, ordered by key. In a search only when asked for."""
+
+    @property
+    def summary(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SummaryValue]:
+        """The summary values, ordered by key. In a search only when asked for."""
+
+    @property
+    def datasets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DatasetInput]:
+        """The dataset inputs, in the order in which they were written. GetRun only."""
+
+    @property
+    def metrics(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RunMetric]:
+        """The metrics, ordered by key. In a search only when asked for."""
+
     def __init__(
         self,
         *,
@@ -212,11 +318,277 @@ class Run(google.protobuf.message.Message):
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         heartbeat_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         attempts: collections.abc.Iterable[Global___Attempt] | None = ...,
+        experiment_id: builtins.int = ...,
+        parent_run_id: builtins.str = ...,
+        start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        delete_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        user_name: builtins.str = ...,
+        host: builtins.str = ...,
+        git_commit: builtins.str = ...,
+        entry_point: builtins.str = ...,
+        notes: builtins.str = ...,
+        facts: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        params: collections.abc.Iterable[Global___Param] | None = ...,
+        tags: collections.abc.Iterable[Global___Tag] | None = ...,
+        summary: collections.abc.Iterable[Global___SummaryValue] | None = ...,
+        datasets: collections.abc.Iterable[Global___DatasetInput] | None = ...,
+        metrics: collections.abc.Iterable[Global___RunMetric] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "heartbeat_time", b"heartbeat_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "end_time", b"end_time", "experiment", b"experiment", "heartbeat_time", b"heartbeat_time", "late_policy", b"late_policy", "name", b"name", "run_id", b"run_id", "state", b"state", "step_policy", b"step_policy"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "heartbeat_time", b"heartbeat_time", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "datasets", b"datasets", "delete_time", b"delete_time", "end_time", b"end_time", "entry_point", b"entry_point", "experiment", b"experiment", "experiment_id", b"experiment_id", "facts", b"facts", "git_commit", b"git_commit", "heartbeat_time", b"heartbeat_time", "host", b"host", "late_policy", b"late_policy", "metrics", b"metrics", "name", b"name", "notes", b"notes", "params", b"params", "parent_run_id", b"parent_run_id", "run_id", b"run_id", "start_time", b"start_time", "state", b"state", "step_policy", b"step_policy", "summary", b"summary", "tags", b"tags", "user_name", b"user_name"]) -> None: ...
 
 Global___Run: typing_extensions.TypeAlias = Run
+
+@typing.final
+class RunMetric(google.protobuf.message.Message):
+    """What a search knows of one metric of a run.
+
+    Of the ranks that have the key it is the lowest, which is rank 0 in nearly
+    every job; ReadMetrics and ListSeries have the others. While the run goes
+    on it is refreshed every few seconds (the gateway's setting
+    `search_refresh_s`, default 10); it is exact once the run has ended and its
+    points have arrived.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    LAST_STEP_FIELD_NUMBER: builtins.int
+    LAST_TIME_UNIX_US_FIELD_NUMBER: builtins.int
+    MIN_FIELD_NUMBER: builtins.int
+    MAX_FIELD_NUMBER: builtins.int
+    POINT_COUNT_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    """The metric's key."""
+    last: builtins.float
+    """The value of the greatest visible point by (step, time, value)."""
+    last_step: builtins.int
+    """Its step."""
+    last_time_unix_us: builtins.int
+    """Its time, in microseconds since 1970-01-01 UTC."""
+    min: builtins.float
+    """The least visible value, NaN ignored; NaN if all are."""
+    max: builtins.float
+    """The greatest, likewise."""
+    point_count: builtins.int
+    """How many points are visible, repeats included."""
+    rank: builtins.int
+    """The rank that all of this is of."""
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        last: builtins.float = ...,
+        last_step: builtins.int = ...,
+        last_time_unix_us: builtins.int = ...,
+        min: builtins.float = ...,
+        max: builtins.float = ...,
+        point_count: builtins.int = ...,
+        rank: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "last", b"last", "last_step", b"last_step", "last_time_unix_us", b"last_time_unix_us", "max", b"max", "min", b"min", "point_count", b"point_count", "rank", b"rank"]) -> None: ...
+
+Global___RunMetric: typing_extensions.TypeAlias = RunMetric
+
+@typing.final
+class Param(google.protobuf.message.Message):
+    """A setting of a run: immutable once set."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    """1 to 250 characters without control characters."""
+    value: builtins.str
+    """At most 6,000 characters."""
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        value: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+Global___Param: typing_extensions.TypeAlias = Param
+
+@typing.final
+class Tag(google.protobuf.message.Message):
+    """A label: mutable and deletable."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    """1 to 250 characters without control characters."""
+    value: builtins.str
+    """At most 8,000 characters."""
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        value: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+Global___Tag: typing_extensions.TypeAlias = Tag
+
+@typing.final
+class SummaryValue(google.protobuf.message.Message):
+    """A result that the job computed itself, for example its best accuracy. The
+    last one written stays.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    """1 to 250 characters without control characters."""
+    number: builtins.float
+    """A number."""
+    text: builtins.str
+    """A text of at most 6,000 characters."""
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        number: builtins.float = ...,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["number", b"number", "text", b"text", "value", b"value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "number", b"number", "text", b"text", "value", b"value"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["value", b"value"]) -> typing.Literal["number", "text"] | None: ...
+
+Global___SummaryValue: typing_extensions.TypeAlias = SummaryValue
+
+@typing.final
+class DatasetInput(google.protobuf.message.Message):
+    """A dataset that a run used. What (name, digest, context) identifies is
+    written once; writing it again changes nothing.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    CONTEXT_FIELD_NUMBER: builtins.int
+    SOURCE_TYPE_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    SCHEMA_FIELD_NUMBER: builtins.int
+    PROFILE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """1 to 500 characters."""
+    digest: builtins.str
+    """Identifies the content, for example a hash; at most 64 characters."""
+    context: builtins.str
+    """What it was used for, for example `training`; at most 250 characters."""
+    source_type: builtins.str
+    """The kind of source, for example `s3` or `local`; at most 250 characters."""
+    source: builtins.str
+    """Where it is, at most 65,535 characters."""
+    schema: builtins.str
+    """Its schema, usually JSON; at most 65,535 characters."""
+    profile: builtins.str
+    """Its profile (row counts and the like), usually JSON; at most 65,535
+    characters.
+    """
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        digest: builtins.str = ...,
+        context: builtins.str = ...,
+        source_type: builtins.str = ...,
+        source: builtins.str = ...,
+        schema: builtins.str = ...,
+        profile: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context", b"context", "digest", b"digest", "name", b"name", "profile", b"profile", "schema", b"schema", "source", b"source", "source_type", b"source_type"]) -> None: ...
+
+Global___DatasetInput: typing_extensions.TypeAlias = DatasetInput
+
+@typing.final
+class Fact(google.protobuf.message.Message):
+    """A fact of the environment. The last one written stays."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """1 to 250 characters without control characters."""
+    value: builtins.str
+    """At most 6,000 characters."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        value: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "value", b"value"]) -> None: ...
+
+Global___Fact: typing_extensions.TypeAlias = Fact
+
+@typing.final
+class MetadataEntry(google.protobuf.message.Message):
+    """One statement about a run. The same message in WriteMetadata and in the
+    MetadataBatch of a WriteMetrics stream.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARAM_FIELD_NUMBER: builtins.int
+    TAG_FIELD_NUMBER: builtins.int
+    DELETED_TAG_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    DATASET_FIELD_NUMBER: builtins.int
+    FACT_FIELD_NUMBER: builtins.int
+    deleted_tag: builtins.str
+    """Deletes the tag with this key, if there is one."""
+    notes: builtins.str
+    """Replaces the notes: at most 65,535 characters."""
+    @property
+    def param(self) -> Global___Param:
+        """Sets a param."""
+
+    @property
+    def tag(self) -> Global___Tag:
+        """Sets a tag."""
+
+    @property
+    def summary(self) -> Global___SummaryValue:
+        """Sets a summary value."""
+
+    @property
+    def dataset(self) -> Global___DatasetInput:
+        """Adds a dataset input."""
+
+    @property
+    def fact(self) -> Global___Fact:
+        """Sets a fact."""
+
+    def __init__(
+        self,
+        *,
+        param: Global___Param | None = ...,
+        tag: Global___Tag | None = ...,
+        deleted_tag: builtins.str = ...,
+        notes: builtins.str = ...,
+        summary: Global___SummaryValue | None = ...,
+        dataset: Global___DatasetInput | None = ...,
+        fact: Global___Fact | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["dataset", b"dataset", "deleted_tag", b"deleted_tag", "entry", b"entry", "fact", b"fact", "notes", b"notes", "param", b"param", "summary", b"summary", "tag", b"tag"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["dataset", b"dataset", "deleted_tag", b"deleted_tag", "entry", b"entry", "fact", b"fact", "notes", b"notes", "param", b"param", "summary", b"summary", "tag", b"tag"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["entry", b"entry"]) -> typing.Literal["param", "tag", "deleted_tag", "notes", "summary", "dataset", "fact"] | None: ...
+
+Global___MetadataEntry: typing_extensions.TypeAlias = MetadataEntry
 
 @typing.final
 class CreateRunRequest(google.protobuf.message.Message):
@@ -229,18 +601,45 @@ class CreateRunRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     STEP_POLICY_FIELD_NUMBER: builtins.int
     LATE_POLICY_FIELD_NUMBER: builtins.int
+    PARENT_RUN_ID_FIELD_NUMBER: builtins.int
+    START_TIME_FIELD_NUMBER: builtins.int
+    USER_NAME_FIELD_NUMBER: builtins.int
+    HOST_FIELD_NUMBER: builtins.int
+    GIT_COMMIT_FIELD_NUMBER: builtins.int
+    ENTRY_POINT_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """32 lower-case hex digits, made by the client. Required."""
     experiment: builtins.str
     """The experiment's name, at most 250 characters. Default `Default`."""
     name: builtins.str
-    """A name for people, at most 250 characters. Default: the first 8 digits of
-    run_id.
+    """A name for people, at most 250 characters. Default: a readable one made
+    from run_id, for example `brisk-heron-417`.
     """
     step_policy: Global___StepPolicy.ValueType
     """Default LAST. Immutable."""
     late_policy: Global___LatePolicy.ValueType
     """Default ACCEPT. Immutable."""
+    parent_run_id: builtins.str
+    """The run this one is nested in, at any depth; empty for none. It must
+    exist. Immutable.
+    """
+    user_name: builtins.str
+    """Who started the job, at most 250 characters."""
+    host: builtins.str
+    """Where it runs, at most 250 characters."""
+    git_commit: builtins.str
+    """The commit of its source, at most 250 characters."""
+    entry_point: builtins.str
+    """What was started, at most 6,000 characters."""
+    @property
+    def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the job started. Default: now."""
+
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MetadataEntry]:
+        """What else is known at the start: at most 1,000 entries."""
+
     def __init__(
         self,
         *,
@@ -249,8 +648,16 @@ class CreateRunRequest(google.protobuf.message.Message):
         name: builtins.str = ...,
         step_policy: Global___StepPolicy.ValueType = ...,
         late_policy: Global___LatePolicy.ValueType = ...,
+        parent_run_id: builtins.str = ...,
+        start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        user_name: builtins.str = ...,
+        host: builtins.str = ...,
+        git_commit: builtins.str = ...,
+        entry_point: builtins.str = ...,
+        entries: collections.abc.Iterable[Global___MetadataEntry] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["experiment", b"experiment", "late_policy", b"late_policy", "name", b"name", "run_id", b"run_id", "step_policy", b"step_policy"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries", "entry_point", b"entry_point", "experiment", b"experiment", "git_commit", b"git_commit", "host", b"host", "late_policy", b"late_policy", "name", b"name", "parent_run_id", b"parent_run_id", "run_id", b"run_id", "start_time", b"start_time", "step_policy", b"step_policy", "user_name", b"user_name"]) -> None: ...
 
 Global___CreateRunRequest: typing_extensions.TypeAlias = CreateRunRequest
 
@@ -327,20 +734,27 @@ class FinishRunRequest(google.protobuf.message.Message):
     RUN_ID_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """32 lower-case hex digits. Required."""
     attempt: builtins.int
     """The attempt that ended, from 1. Default 1."""
     state: Global___RunState.ValueType
     """FINISHED (default), FAILED or KILLED."""
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it ended. Default: now, or the time of the first farewell."""
+
     def __init__(
         self,
         *,
         run_id: builtins.str = ...,
         attempt: builtins.int = ...,
         state: Global___RunState.ValueType = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "run_id", b"run_id", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["end_time", b"end_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "end_time", b"end_time", "run_id", b"run_id", "state", b"state"]) -> None: ...
 
 Global___FinishRunRequest: typing_extensions.TypeAlias = FinishRunRequest
 
@@ -398,3 +812,299 @@ class HeartbeatRunResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___HeartbeatRunResponse: typing_extensions.TypeAlias = HeartbeatRunResponse
+
+@typing.final
+class ReopenRunRequest(google.protobuf.message.Message):
+    """The request of ReopenRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """32 lower-case hex digits. Required."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run_id", b"run_id"]) -> None: ...
+
+Global___ReopenRunRequest: typing_extensions.TypeAlias = ReopenRunRequest
+
+@typing.final
+class ReopenRunResponse(google.protobuf.message.Message):
+    """The response of ReopenRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    @property
+    def run(self) -> Global___Run:
+        """The run as stored."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run"]) -> None: ...
+
+Global___ReopenRunResponse: typing_extensions.TypeAlias = ReopenRunResponse
+
+@typing.final
+class UpdateRunRequest(google.protobuf.message.Message):
+    """The request of UpdateRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    UPDATE_MASK_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """32 lower-case hex digits. Required."""
+    @property
+    def run(self) -> Global___Run:
+        """The new values of the fields that the mask names."""
+
+    @property
+    def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
+        """Of `name`, `notes`, `user_name`, `host`, `git_commit` and `entry_point`.
+        Required; other paths fail with FIELD_INVALID.
+        """
+
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        run: Global___Run | None = ...,
+        update_mask: google.protobuf.field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run", "update_mask", b"update_mask"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run", "run_id", b"run_id", "update_mask", b"update_mask"]) -> None: ...
+
+Global___UpdateRunRequest: typing_extensions.TypeAlias = UpdateRunRequest
+
+@typing.final
+class UpdateRunResponse(google.protobuf.message.Message):
+    """The response of UpdateRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    @property
+    def run(self) -> Global___Run:
+        """The run as stored."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run"]) -> None: ...
+
+Global___UpdateRunResponse: typing_extensions.TypeAlias = UpdateRunResponse
+
+@typing.final
+class WriteMetadataRequest(google.protobuf.message.Message):
+    """The request of WriteMetadata."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """32 lower-case hex digits. Required."""
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MetadataEntry]:
+        """What to write, in order; at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        entries: collections.abc.Iterable[Global___MetadataEntry] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries", "run_id", b"run_id"]) -> None: ...
+
+Global___WriteMetadataRequest: typing_extensions.TypeAlias = WriteMetadataRequest
+
+@typing.final
+class WriteMetadataResponse(google.protobuf.message.Message):
+    """The response of WriteMetadata."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___WriteMetadataResponse: typing_extensions.TypeAlias = WriteMetadataResponse
+
+@typing.final
+class SearchRunsRequest(google.protobuf.message.Message):
+    """The request of SearchRuns."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXPERIMENT_IDS_FIELD_NUMBER: builtins.int
+    EXPERIMENTS_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    ORDER_BY_FIELD_NUMBER: builtins.int
+    VISIBILITY_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    INCLUDE_DATA_FIELD_NUMBER: builtins.int
+    filter: builtins.str
+    """The filter, at most 10,000 characters; empty for all runs. Example:
+    `metrics."val ndcg" > 0.4 AND params.model = 'xgboost'`.
+    """
+    visibility: Global___Visibility.ValueType
+    """Default ACTIVE."""
+    page_size: builtins.int
+    """The most runs to return. Default 100 (also for 0), at most 1,000 (more is
+    taken as 1,000); negative is refused.
+    """
+    page_token: builtins.str
+    """next_page_token of the page before; empty for the first. It belongs to
+    this filter and order; with others it fails with PAGE_TOKEN_INVALID.
+    """
+    include_data: builtins.bool
+    """Whether params, tags, summary values and metrics are returned."""
+    @property
+    def experiment_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The experiments to search, by id; at most 1,000. Ids and names together;
+        none at all means the whole workspace.
+        """
+
+    @property
+    def experiments(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The experiments to search, by name; at most 1,000. Unknown ones fail with
+        EXPERIMENT_NOT_FOUND.
+        """
+
+    @property
+    def order_by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The order, at most 8 terms; missing values come last. Example:
+        `metrics.loss ASC`. Default: `attributes.start_time DESC`. Ties are
+        broken by run_id.
+        """
+
+    def __init__(
+        self,
+        *,
+        experiment_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        experiments: collections.abc.Iterable[builtins.str] | None = ...,
+        filter: builtins.str = ...,
+        order_by: collections.abc.Iterable[builtins.str] | None = ...,
+        visibility: Global___Visibility.ValueType = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+        include_data: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["experiment_ids", b"experiment_ids", "experiments", b"experiments", "filter", b"filter", "include_data", b"include_data", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "visibility", b"visibility"]) -> None: ...
+
+Global___SearchRunsRequest: typing_extensions.TypeAlias = SearchRunsRequest
+
+@typing.final
+class SearchRunsResponse(google.protobuf.message.Message):
+    """The response of SearchRuns."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """For the next page; empty on the last."""
+    @property
+    def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Run]:
+        """The runs, in order."""
+
+    def __init__(
+        self,
+        *,
+        runs: collections.abc.Iterable[Global___Run] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "runs", b"runs"]) -> None: ...
+
+Global___SearchRunsResponse: typing_extensions.TypeAlias = SearchRunsResponse
+
+@typing.final
+class DeleteRunRequest(google.protobuf.message.Message):
+    """The request of DeleteRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """32 lower-case hex digits. Required."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run_id", b"run_id"]) -> None: ...
+
+Global___DeleteRunRequest: typing_extensions.TypeAlias = DeleteRunRequest
+
+@typing.final
+class DeleteRunResponse(google.protobuf.message.Message):
+    """The response of DeleteRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    @property
+    def run(self) -> Global___Run:
+        """The run as stored."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run"]) -> None: ...
+
+Global___DeleteRunResponse: typing_extensions.TypeAlias = DeleteRunResponse
+
+@typing.final
+class RestoreRunRequest(google.protobuf.message.Message):
+    """The request of RestoreRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """32 lower-case hex digits. Required."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run_id", b"run_id"]) -> None: ...
+
+Global___RestoreRunRequest: typing_extensions.TypeAlias = RestoreRunRequest
+
+@typing.final
+class RestoreRunResponse(google.protobuf.message.Message):
+    """The response of RestoreRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    @property
+    def run(self) -> Global___Run:
+        """The run as stored."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["run", b"run"]) -> None: ...
+
+Global___RestoreRunResponse: typing_extensions.TypeAlias = RestoreRunResponse

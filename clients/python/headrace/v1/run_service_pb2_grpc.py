@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class RunServiceStub(object):
-    """Creates, reads and finishes runs.
+    """Creates, reads, describes, finds and finishes runs.
+
+    Every call acts in one workspace: the one named by the request metadata
+    `headrace-workspace`, by default the token's, without tokens `default`. Runs
+    of another workspace do not exist for the caller.
 
     A run id is made by the client: 32 lower-case hex digits of a UUID (version
     7 recommended). A client that cannot reach the gateway can therefore name
@@ -59,10 +63,44 @@ class RunServiceStub(object):
                 request_serializer=headrace_dot_v1_dot_run__service__pb2.HeartbeatRunRequest.SerializeToString,
                 response_deserializer=headrace_dot_v1_dot_run__service__pb2.HeartbeatRunResponse.FromString,
                 _registered_method=True)
+        self.ReopenRun = channel.unary_unary(
+                '/headrace.v1.RunService/ReopenRun',
+                request_serializer=headrace_dot_v1_dot_run__service__pb2.ReopenRunRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_run__service__pb2.ReopenRunResponse.FromString,
+                _registered_method=True)
+        self.UpdateRun = channel.unary_unary(
+                '/headrace.v1.RunService/UpdateRun',
+                request_serializer=headrace_dot_v1_dot_run__service__pb2.UpdateRunRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_run__service__pb2.UpdateRunResponse.FromString,
+                _registered_method=True)
+        self.WriteMetadata = channel.unary_unary(
+                '/headrace.v1.RunService/WriteMetadata',
+                request_serializer=headrace_dot_v1_dot_run__service__pb2.WriteMetadataRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_run__service__pb2.WriteMetadataResponse.FromString,
+                _registered_method=True)
+        self.SearchRuns = channel.unary_unary(
+                '/headrace.v1.RunService/SearchRuns',
+                request_serializer=headrace_dot_v1_dot_run__service__pb2.SearchRunsRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_run__service__pb2.SearchRunsResponse.FromString,
+                _registered_method=True)
+        self.DeleteRun = channel.unary_unary(
+                '/headrace.v1.RunService/DeleteRun',
+                request_serializer=headrace_dot_v1_dot_run__service__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_run__service__pb2.DeleteRunResponse.FromString,
+                _registered_method=True)
+        self.RestoreRun = channel.unary_unary(
+                '/headrace.v1.RunService/RestoreRun',
+                request_serializer=headrace_dot_v1_dot_run__service__pb2.RestoreRunRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_run__service__pb2.RestoreRunResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer(object):
-    """Creates, reads and finishes runs.
+    """Creates, reads, describes, finds and finishes runs.
+
+    Every call acts in one workspace: the one named by the request metadata
+    `headrace-workspace`, by default the token's, without tokens `default`. Runs
+    of another workspace do not exist for the caller.
 
     A run id is made by the client: 32 lower-case hex digits of a UUID (version
     7 recommended). A client that cannot reach the gateway can therefore name
@@ -74,15 +112,23 @@ class RunServiceServicer(object):
 
         Idempotent: repeating the call with an equal request returns the same
         run. An existing run with another experiment, step policy or late policy
-        fails with RUN_EXISTS; a differing name is ignored.
+        fails with RUN_EXISTS; what else differs is ignored. The run id is the
+        request id of this call.
+
+        An experiment that does not exist is created. Fails with
+        EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
+        the gateway's pattern refuses, and with RUN_NOT_FOUND for an unknown
+        parent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """Reads one run. Fails with RUN_NOT_FOUND. Sees every call that completed
-        before it, through whichever gateway.
+        """Reads one run with all that is known of it. Fails with RUN_NOT_FOUND.
+        Sees every call that completed before it, through whichever gateway;
+        only `metrics` may be some seconds old while the run goes on (see
+        RunMetric).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +148,66 @@ class RunServiceServicer(object):
 
     def HeartbeatRun(self, request, context):
         """Says that a run's job is alive when no WriteMetrics stream says so.
-        Clients with an open stream send WriteMetricsRequest.heartbeat instead.
+        Clients with an open stream send WriteMetricsRequest.heartbeat instead. A
+        LOST run becomes RUNNING again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReopenRun(self, request, context):
+        """Sets a run that has ended to RUNNING. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateRun(self, request, context):
+        """Changes the fields of a run that the mask names. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteMetadata(self, request, context):
+        """Writes params, tags, notes, summary values, dataset inputs and facts: all
+        entries in one transaction, or none.
+
+        Idempotent: every kind of entry may be repeated. A param that has another
+        value already fails with PARAM_CHANGED, naming both values. A job that
+        has a WriteMetrics stream sends MetadataBatch there instead: then its
+        entries keep their order with its points.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchRuns(self, request, context):
+        """Finds runs by a filter, in a stated order, page by page.
+
+        The filter language is described in docs/search.md; it is a superset of
+        MLflow's. A filter or order that cannot be read fails with
+        FILTER_INVALID, whose metadata has the `column` (from 1).
+
+        Paging is stable: no run is returned twice, and none that matched
+        throughout is left out, while others are inserted. A run whose sort value
+        changes meanwhile may be seen at its old place, its new place or both.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRun(self, request, context):
+        """Hides a run from searches; it is purged after a grace period.
+        Idempotent. Its writers may go on. Fails with RUN_PROTECTED for a run
+        with the tag `headrace.protected`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreRun(self, request, context):
+        """Takes a deletion back, unless the run is purged already. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +236,36 @@ def add_RunServiceServicer_to_server(servicer, server):
                     request_deserializer=headrace_dot_v1_dot_run__service__pb2.HeartbeatRunRequest.FromString,
                     response_serializer=headrace_dot_v1_dot_run__service__pb2.HeartbeatRunResponse.SerializeToString,
             ),
+            'ReopenRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReopenRun,
+                    request_deserializer=headrace_dot_v1_dot_run__service__pb2.ReopenRunRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_run__service__pb2.ReopenRunResponse.SerializeToString,
+            ),
+            'UpdateRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRun,
+                    request_deserializer=headrace_dot_v1_dot_run__service__pb2.UpdateRunRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_run__service__pb2.UpdateRunResponse.SerializeToString,
+            ),
+            'WriteMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteMetadata,
+                    request_deserializer=headrace_dot_v1_dot_run__service__pb2.WriteMetadataRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_run__service__pb2.WriteMetadataResponse.SerializeToString,
+            ),
+            'SearchRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchRuns,
+                    request_deserializer=headrace_dot_v1_dot_run__service__pb2.SearchRunsRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_run__service__pb2.SearchRunsResponse.SerializeToString,
+            ),
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=headrace_dot_v1_dot_run__service__pb2.DeleteRunRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_run__service__pb2.DeleteRunResponse.SerializeToString,
+            ),
+            'RestoreRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreRun,
+                    request_deserializer=headrace_dot_v1_dot_run__service__pb2.RestoreRunRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_run__service__pb2.RestoreRunResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'headrace.v1.RunService', rpc_method_handlers)
@@ -140,7 +275,11 @@ def add_RunServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RunService(object):
-    """Creates, reads and finishes runs.
+    """Creates, reads, describes, finds and finishes runs.
+
+    Every call acts in one workspace: the one named by the request metadata
+    `headrace-workspace`, by default the token's, without tokens `default`. Runs
+    of another workspace do not exist for the caller.
 
     A run id is made by the client: 32 lower-case hex digits of a UUID (version
     7 recommended). A client that cannot reach the gateway can therefore name
@@ -245,6 +384,168 @@ class RunService(object):
             '/headrace.v1.RunService/HeartbeatRun',
             headrace_dot_v1_dot_run__service__pb2.HeartbeatRunRequest.SerializeToString,
             headrace_dot_v1_dot_run__service__pb2.HeartbeatRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReopenRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.RunService/ReopenRun',
+            headrace_dot_v1_dot_run__service__pb2.ReopenRunRequest.SerializeToString,
+            headrace_dot_v1_dot_run__service__pb2.ReopenRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.RunService/UpdateRun',
+            headrace_dot_v1_dot_run__service__pb2.UpdateRunRequest.SerializeToString,
+            headrace_dot_v1_dot_run__service__pb2.UpdateRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.RunService/WriteMetadata',
+            headrace_dot_v1_dot_run__service__pb2.WriteMetadataRequest.SerializeToString,
+            headrace_dot_v1_dot_run__service__pb2.WriteMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.RunService/SearchRuns',
+            headrace_dot_v1_dot_run__service__pb2.SearchRunsRequest.SerializeToString,
+            headrace_dot_v1_dot_run__service__pb2.SearchRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.RunService/DeleteRun',
+            headrace_dot_v1_dot_run__service__pb2.DeleteRunRequest.SerializeToString,
+            headrace_dot_v1_dot_run__service__pb2.DeleteRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.RunService/RestoreRun',
+            headrace_dot_v1_dot_run__service__pb2.RestoreRunRequest.SerializeToString,
+            headrace_dot_v1_dot_run__service__pb2.RestoreRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -89,8 +89,108 @@ _RunServiceHeartbeatRunType = typing_extensions.TypeVar(
     ],
 )
 
-class RunServiceStub(typing.Generic[_RunServiceCreateRunType, _RunServiceGetRunType, _RunServiceFinishRunType, _RunServiceHeartbeatRunType]):
-    """Creates, reads and finishes runs.
+_RunServiceReopenRunType = typing_extensions.TypeVar(
+    '_RunServiceReopenRunType',
+    grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.ReopenRunRequest,
+        headrace.v1.run_service_pb2.ReopenRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.ReopenRunRequest,
+        headrace.v1.run_service_pb2.ReopenRunResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.ReopenRunRequest,
+        headrace.v1.run_service_pb2.ReopenRunResponse,
+    ],
+)
+
+_RunServiceUpdateRunType = typing_extensions.TypeVar(
+    '_RunServiceUpdateRunType',
+    grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.UpdateRunRequest,
+        headrace.v1.run_service_pb2.UpdateRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.UpdateRunRequest,
+        headrace.v1.run_service_pb2.UpdateRunResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.UpdateRunRequest,
+        headrace.v1.run_service_pb2.UpdateRunResponse,
+    ],
+)
+
+_RunServiceWriteMetadataType = typing_extensions.TypeVar(
+    '_RunServiceWriteMetadataType',
+    grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.WriteMetadataRequest,
+        headrace.v1.run_service_pb2.WriteMetadataResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.WriteMetadataRequest,
+        headrace.v1.run_service_pb2.WriteMetadataResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.WriteMetadataRequest,
+        headrace.v1.run_service_pb2.WriteMetadataResponse,
+    ],
+)
+
+_RunServiceSearchRunsType = typing_extensions.TypeVar(
+    '_RunServiceSearchRunsType',
+    grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.SearchRunsRequest,
+        headrace.v1.run_service_pb2.SearchRunsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.SearchRunsRequest,
+        headrace.v1.run_service_pb2.SearchRunsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.SearchRunsRequest,
+        headrace.v1.run_service_pb2.SearchRunsResponse,
+    ],
+)
+
+_RunServiceDeleteRunType = typing_extensions.TypeVar(
+    '_RunServiceDeleteRunType',
+    grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.DeleteRunRequest,
+        headrace.v1.run_service_pb2.DeleteRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.DeleteRunRequest,
+        headrace.v1.run_service_pb2.DeleteRunResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.DeleteRunRequest,
+        headrace.v1.run_service_pb2.DeleteRunResponse,
+    ],
+)
+
+_RunServiceRestoreRunType = typing_extensions.TypeVar(
+    '_RunServiceRestoreRunType',
+    grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.RestoreRunRequest,
+        headrace.v1.run_service_pb2.RestoreRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.RestoreRunRequest,
+        headrace.v1.run_service_pb2.RestoreRunResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.RestoreRunRequest,
+        headrace.v1.run_service_pb2.RestoreRunResponse,
+    ],
+)
+
+class RunServiceStub(typing.Generic[_RunServiceCreateRunType, _RunServiceGetRunType, _RunServiceFinishRunType, _RunServiceHeartbeatRunType, _RunServiceReopenRunType, _RunServiceUpdateRunType, _RunServiceWriteMetadataType, _RunServiceSearchRunsType, _RunServiceDeleteRunType, _RunServiceRestoreRunType]):
+    """Creates, reads, describes, finds and finishes runs.
+
+    Every call acts in one workspace: the one named by the request metadata
+    `headrace-workspace`, by default the token's, without tokens `default`. Runs
+    of another workspace do not exist for the caller.
 
     A run id is made by the client: 32 lower-case hex digits of a UUID (version
     7 recommended). A client that cannot reach the gateway can therefore name
@@ -114,6 +214,30 @@ class RunServiceStub(typing.Generic[_RunServiceCreateRunType, _RunServiceGetRunT
         grpc.UnaryUnaryMultiCallable[
             headrace.v1.run_service_pb2.HeartbeatRunRequest,
             headrace.v1.run_service_pb2.HeartbeatRunResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.ReopenRunRequest,
+            headrace.v1.run_service_pb2.ReopenRunResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.UpdateRunRequest,
+            headrace.v1.run_service_pb2.UpdateRunResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.WriteMetadataRequest,
+            headrace.v1.run_service_pb2.WriteMetadataResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.SearchRunsRequest,
+            headrace.v1.run_service_pb2.SearchRunsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.DeleteRunRequest,
+            headrace.v1.run_service_pb2.DeleteRunResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.RestoreRunRequest,
+            headrace.v1.run_service_pb2.RestoreRunResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -135,6 +259,30 @@ class RunServiceStub(typing.Generic[_RunServiceCreateRunType, _RunServiceGetRunT
             headrace.v1.run_service_pb2.HeartbeatRunRequest,
             headrace.v1.run_service_pb2.HeartbeatRunResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.ReopenRunRequest,
+            headrace.v1.run_service_pb2.ReopenRunResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.UpdateRunRequest,
+            headrace.v1.run_service_pb2.UpdateRunResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.WriteMetadataRequest,
+            headrace.v1.run_service_pb2.WriteMetadataResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.SearchRunsRequest,
+            headrace.v1.run_service_pb2.SearchRunsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.DeleteRunRequest,
+            headrace.v1.run_service_pb2.DeleteRunResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            headrace.v1.run_service_pb2.RestoreRunRequest,
+            headrace.v1.run_service_pb2.RestoreRunResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateRun: _RunServiceCreateRunType
@@ -142,12 +290,20 @@ class RunServiceStub(typing.Generic[_RunServiceCreateRunType, _RunServiceGetRunT
 
     Idempotent: repeating the call with an equal request returns the same
     run. An existing run with another experiment, step policy or late policy
-    fails with RUN_EXISTS; a differing name is ignored.
+    fails with RUN_EXISTS; what else differs is ignored. The run id is the
+    request id of this call.
+
+    An experiment that does not exist is created. Fails with
+    EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
+    the gateway's pattern refuses, and with RUN_NOT_FOUND for an unknown
+    parent.
     """
 
     GetRun: _RunServiceGetRunType
-    """Reads one run. Fails with RUN_NOT_FOUND. Sees every call that completed
-    before it, through whichever gateway.
+    """Reads one run with all that is known of it. Fails with RUN_NOT_FOUND.
+    Sees every call that completed before it, through whichever gateway;
+    only `metrics` may be some seconds old while the run goes on (see
+    RunMetric).
     """
 
     FinishRun: _RunServiceFinishRunType
@@ -161,8 +317,46 @@ class RunServiceStub(typing.Generic[_RunServiceCreateRunType, _RunServiceGetRunT
 
     HeartbeatRun: _RunServiceHeartbeatRunType
     """Says that a run's job is alive when no WriteMetrics stream says so.
-    Clients with an open stream send WriteMetricsRequest.heartbeat instead.
+    Clients with an open stream send WriteMetricsRequest.heartbeat instead. A
+    LOST run becomes RUNNING again.
     """
+
+    ReopenRun: _RunServiceReopenRunType
+    """Sets a run that has ended to RUNNING. Idempotent."""
+
+    UpdateRun: _RunServiceUpdateRunType
+    """Changes the fields of a run that the mask names. Idempotent."""
+
+    WriteMetadata: _RunServiceWriteMetadataType
+    """Writes params, tags, notes, summary values, dataset inputs and facts: all
+    entries in one transaction, or none.
+
+    Idempotent: every kind of entry may be repeated. A param that has another
+    value already fails with PARAM_CHANGED, naming both values. A job that
+    has a WriteMetrics stream sends MetadataBatch there instead: then its
+    entries keep their order with its points.
+    """
+
+    SearchRuns: _RunServiceSearchRunsType
+    """Finds runs by a filter, in a stated order, page by page.
+
+    The filter language is described in docs/search.md; it is a superset of
+    MLflow's. A filter or order that cannot be read fails with
+    FILTER_INVALID, whose metadata has the `column` (from 1).
+
+    Paging is stable: no run is returned twice, and none that matched
+    throughout is left out, while others are inserted. A run whose sort value
+    changes meanwhile may be seen at its old place, its new place or both.
+    """
+
+    DeleteRun: _RunServiceDeleteRunType
+    """Hides a run from searches; it is purged after a grace period.
+    Idempotent. Its writers may go on. Fails with RUN_PROTECTED for a run
+    with the tag `headrace.protected`.
+    """
+
+    RestoreRun: _RunServiceRestoreRunType
+    """Takes a deletion back, unless the run is purged already. Idempotent."""
 
 RunServiceAsyncStub: typing_extensions.TypeAlias = RunServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -181,10 +375,38 @@ RunServiceAsyncStub: typing_extensions.TypeAlias = RunServiceStub[
         headrace.v1.run_service_pb2.HeartbeatRunRequest,
         headrace.v1.run_service_pb2.HeartbeatRunResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.ReopenRunRequest,
+        headrace.v1.run_service_pb2.ReopenRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.UpdateRunRequest,
+        headrace.v1.run_service_pb2.UpdateRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.WriteMetadataRequest,
+        headrace.v1.run_service_pb2.WriteMetadataResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.SearchRunsRequest,
+        headrace.v1.run_service_pb2.SearchRunsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.DeleteRunRequest,
+        headrace.v1.run_service_pb2.DeleteRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        headrace.v1.run_service_pb2.RestoreRunRequest,
+        headrace.v1.run_service_pb2.RestoreRunResponse,
+    ],
 ]
 
 class RunServiceServicer(metaclass=abc.ABCMeta):
-    """Creates, reads and finishes runs.
+    """Creates, reads, describes, finds and finishes runs.
+
+    Every call acts in one workspace: the one named by the request metadata
+    `headrace-workspace`, by default the token's, without tokens `default`. Runs
+    of another workspace do not exist for the caller.
 
     A run id is made by the client: 32 lower-case hex digits of a UUID (version
     7 recommended). A client that cannot reach the gateway can therefore name
@@ -201,7 +423,13 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
 
         Idempotent: repeating the call with an equal request returns the same
         run. An existing run with another experiment, step policy or late policy
-        fails with RUN_EXISTS; a differing name is ignored.
+        fails with RUN_EXISTS; what else differs is ignored. The run id is the
+        request id of this call.
+
+        An experiment that does not exist is created. Fails with
+        EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
+        the gateway's pattern refuses, and with RUN_NOT_FOUND for an unknown
+        parent.
         """
 
     @abc.abstractmethod
@@ -210,8 +438,10 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.v1.run_service_pb2.GetRunRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.v1.run_service_pb2.GetRunResponse, collections.abc.Awaitable[headrace.v1.run_service_pb2.GetRunResponse]]:
-        """Reads one run. Fails with RUN_NOT_FOUND. Sees every call that completed
-        before it, through whichever gateway.
+        """Reads one run with all that is known of it. Fails with RUN_NOT_FOUND.
+        Sees every call that completed before it, through whichever gateway;
+        only `metrics` may be some seconds old while the run goes on (see
+        RunMetric).
         """
 
     @abc.abstractmethod
@@ -235,7 +465,75 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.v1.run_service_pb2.HeartbeatRunResponse, collections.abc.Awaitable[headrace.v1.run_service_pb2.HeartbeatRunResponse]]:
         """Says that a run's job is alive when no WriteMetrics stream says so.
-        Clients with an open stream send WriteMetricsRequest.heartbeat instead.
+        Clients with an open stream send WriteMetricsRequest.heartbeat instead. A
+        LOST run becomes RUNNING again.
         """
+
+    @abc.abstractmethod
+    def ReopenRun(
+        self,
+        request: headrace.v1.run_service_pb2.ReopenRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.v1.run_service_pb2.ReopenRunResponse, collections.abc.Awaitable[headrace.v1.run_service_pb2.ReopenRunResponse]]:
+        """Sets a run that has ended to RUNNING. Idempotent."""
+
+    @abc.abstractmethod
+    def UpdateRun(
+        self,
+        request: headrace.v1.run_service_pb2.UpdateRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.v1.run_service_pb2.UpdateRunResponse, collections.abc.Awaitable[headrace.v1.run_service_pb2.UpdateRunResponse]]:
+        """Changes the fields of a run that the mask names. Idempotent."""
+
+    @abc.abstractmethod
+    def WriteMetadata(
+        self,
+        request: headrace.v1.run_service_pb2.WriteMetadataRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.v1.run_service_pb2.WriteMetadataResponse, collections.abc.Awaitable[headrace.v1.run_service_pb2.WriteMetadataResponse]]:
+        """Writes params, tags, notes, summary values, dataset inputs and facts: all
+        entries in one transaction, or none.
+
+        Idempotent: every kind of entry may be repeated. A param that has another
+        value already fails with PARAM_CHANGED, naming both values. A job that
+        has a WriteMetrics stream sends MetadataBatch there instead: then its
+        entries keep their order with its points.
+        """
+
+    @abc.abstractmethod
+    def SearchRuns(
+        self,
+        request: headrace.v1.run_service_pb2.SearchRunsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.v1.run_service_pb2.SearchRunsResponse, collections.abc.Awaitable[headrace.v1.run_service_pb2.SearchRunsResponse]]:
+        """Finds runs by a filter, in a stated order, page by page.
+
+        The filter language is described in docs/search.md; it is a superset of
+        MLflow's. A filter or order that cannot be read fails with
+        FILTER_INVALID, whose metadata has the `column` (from 1).
+
+        Paging is stable: no run is returned twice, and none that matched
+        throughout is left out, while others are inserted. A run whose sort value
+        changes meanwhile may be seen at its old place, its new place or both.
+        """
+
+    @abc.abstractmethod
+    def DeleteRun(
+        self,
+        request: headrace.v1.run_service_pb2.DeleteRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.v1.run_service_pb2.DeleteRunResponse, collections.abc.Awaitable[headrace.v1.run_service_pb2.DeleteRunResponse]]:
+        """Hides a run from searches; it is purged after a grace period.
+        Idempotent. Its writers may go on. Fails with RUN_PROTECTED for a run
+        with the tag `headrace.protected`.
+        """
+
+    @abc.abstractmethod
+    def RestoreRun(
+        self,
+        request: headrace.v1.run_service_pb2.RestoreRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.v1.run_service_pb2.RestoreRunResponse, collections.abc.Awaitable[headrace.v1.run_service_pb2.RestoreRunResponse]]:
+        """Takes a deletion back, unless the run is purged already. Idempotent."""
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
