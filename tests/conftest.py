@@ -7,9 +7,10 @@ own. Tests that kill or freeze PostgreSQL start one of their own with
 """
 
 import asyncio
+import contextlib
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import pytest
 from gateway.embedded import EmbeddedPostgres, EmbeddedS3
 from gateway.store.migrate import migrate
 from tests.support.gateway_process import GatewayProcess
+
+NewDatabase = Callable[[], contextlib.AbstractContextManager[str]]
 
 _TEMPLATE = "headrace_template"
 _numbers = itertools.count(1)
@@ -82,19 +85,41 @@ def _template(postgres: EmbeddedPostgres) -> str:
     return _TEMPLATE
 
 
+@pytest.fixture(scope="session")
+def new_database(postgres: EmbeddedPostgres, _template: str) -> NewDatabase:
+    """A context manager that makes a fresh, migrated database, yields its DSN and drops it."""
+
+    @contextlib.contextmanager
+    def make() -> Iterator[str]:
+        name = f"test_{next(_numbers)}"
+        run_apart(_execute(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE {_template}"))
+        yield _dsn_of(postgres, name)
+        run_apart(_execute(postgres.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+    return make
+
+
 @pytest.fixture
-def database_dsn(postgres: EmbeddedPostgres, _template: str) -> Iterator[str]:
+def database_dsn(new_database: NewDatabase) -> Iterator[str]:
     """The DSN of a fresh, migrated database."""
-    name = f"test_{next(_numbers)}"
-    run_apart(_execute(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE {_template}"))
-    yield _dsn_of(postgres, name)
-    run_apart(_execute(postgres.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+    with new_database() as dsn:
+        yield dsn
 
 
 @pytest.fixture
 def gateway(database_dsn: str, tmp_path: Path) -> Iterator[GatewayProcess]:
     """A gateway process on a fresh database; see GatewayProcess."""
     with GatewayProcess(database_dsn, tmp_path) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def shared_gateway(
+    new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayProcess]:
+    """One gateway for the tests of a module, which use run ids of their own and do it no harm."""
+    directory = tmp_path_factory.mktemp("gateway")
+    with new_database() as dsn, GatewayProcess(dsn, directory) as process:
         yield process
 
 
