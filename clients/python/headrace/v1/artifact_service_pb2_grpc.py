@@ -35,7 +35,7 @@ class ArtifactServiceStub(object):
 
     Paths. 1 to 1,024 bytes of UTF-8 in segments separated by single `/`; no
     leading or trailing `/`; no segment is empty, `.` or `..` or longer than
-    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no `\`.
+    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no backslash.
     Anything else fails with ARTIFACT_PATH_INVALID. Paths are compared by their
     bytes. A folder exists while a path below it does. A path that is a folder
     cannot be a file too: ARTIFACT_PATH_CONFLICT.
@@ -173,7 +173,7 @@ class ArtifactServiceServicer(object):
 
     Paths. 1 to 1,024 bytes of UTF-8 in segments separated by single `/`; no
     leading or trailing `/`; no segment is empty, `.` or `..` or longer than
-    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no `\`.
+    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no backslash.
     Anything else fails with ARTIFACT_PATH_INVALID. Paths are compared by their
     bytes. A folder exists while a path below it does. A path that is a folder
     cannot be a file too: ARTIFACT_PATH_CONFLICT.
@@ -460,7 +460,7 @@ class ArtifactService(object):
 
     Paths. 1 to 1,024 bytes of UTF-8 in segments separated by single `/`; no
     leading or trailing `/`; no segment is empty, `.` or `..` or longer than
-    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no `\`.
+    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no backslash.
     Anything else fails with ARTIFACT_PATH_INVALID. Paths are compared by their
     bytes. A folder exists while a path below it does. A path that is a folder
     cannot be a file too: ARTIFACT_PATH_CONFLICT.
