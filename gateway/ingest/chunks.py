@@ -121,13 +121,11 @@ class Sorted:
 def sort(points: Points, slot_count: int) -> Sorted:
     """Sort points by series, and by (step, time, value) where that is needed."""
     order = _stable_order(points.slot)
-    slot, step = points.slot[order], points.step[order]
-    time, value = points.time[order], points.value[order]
-    counts = np.bincount(slot, minlength=slot_count)
-    slots = np.flatnonzero(counts)
-    counts = counts[slots]
-    ends = np.cumsum(counts)
-    starts = ends - counts
+    slot, step = points.slot.take(order), points.step.take(order)
+    time, value = points.time.take(order), points.value.take(order)
+    starts = np.concatenate(([0], np.flatnonzero(slot[1:] != slot[:-1]) + 1))
+    counts = np.diff(starts, append=len(slot))
+    slots = slot[starts].astype(np.int64)
 
     repeats: NDArray[np.bool_] | None = None
     if len(step) > 1:
@@ -184,7 +182,7 @@ class Pieces:
 def cut(ordered: Sorted) -> Pieces:
     """Cut each series into chunks whose rows stay small and whose offsets fit int32."""
     step, time, value = ordered.points.step, ordered.points.time, ordered.points.value
-    bends = _bends(step)
+    bends = _bends(ordered)
     regular = bends is None or _regular(bends, ordered.starts, ordered.counts)
     cap = np.where(regular, CHUNK_POINTS_MAX, CHUNK_POINTS_MAX_IRREGULAR)
     parts = -(-ordered.counts // cap)
@@ -229,22 +227,24 @@ def cut(ordered: Sorted) -> Pieces:
     )
 
 
-def _bends(step: Int64s) -> Int64s | None:
-    """Return the number of changes of stride before each point, or None if there are none."""
-    if len(step) < 3:
-        return None
-    stride = np.diff(step)
-    bend = stride[1:] != stride[:-1]
+def _bends(ordered: Sorted) -> Int64s | None:
+    """Return how many points before each one change the stride, or None if none does."""
+    step, starts = ordered.points.step, ordered.starts
+    bend = np.zeros(len(step), np.bool_)
+    stride = step[1:] - step[:-1]
+    np.not_equal(stride[1:], stride[:-1], out=bend[1:-1])
+    # A stride that leads to another series is none.
+    bend[starts] = False
+    bend[starts + ordered.counts - 1] = False
     if not bend.any():
         return None
-    total = np.zeros(len(step) + 1, np.int64)
-    np.cumsum(bend, out=total[2 : len(step)])
-    total[len(step) :] = total[len(step) - 1]
-    return total
+    before = np.zeros(len(step) + 1, np.int64)
+    np.cumsum(bend, out=before[1:])
+    return before
 
 
 def _regular(bends: Int64s, starts: Int64s, counts: Int64s) -> NDArray[np.bool_]:
-    # Inner points of [s, s + n) are s + 1 .. s + n - 2; bend i is about point i.
+    # Inner points of [s, s + n) are s + 1 .. s + n - 2.
     inner_end = starts + np.maximum(counts - 1, 1)
     regular: NDArray[np.bool_] = bends[inner_end] == bends[starts + 1]
     return regular
