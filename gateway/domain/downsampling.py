@@ -37,8 +37,8 @@ def span_width(first_step: int, last_step: int, max_points: int) -> int:
 
 def span_index(steps: NDArray[np.int64], first_step: int, width: int) -> NDArray[np.uint64]:
     """Return the span of each step: uint64[n], from 0. Steps must not lie before `first_step`."""
-    # Two steps can be 2^63 apart: one more than int64 holds. Modulo 2^64 is exact.
-    offset = steps.view(np.uint64) - np.uint64(first_step % 2**64)
+    # The difference of two steps fits int64 (see STEP_MAX), the width of a single span may not.
+    offset = (steps - first_step).view(np.uint64)
     spans: NDArray[np.uint64] = offset // np.uint64(width)
     return spans
 

@@ -225,6 +225,7 @@ async def copy_chunks(
             if chunks is not None:
                 await take(chunks)
 
+    query = query.rstrip(";")  # it becomes a part of COPY (…)
     await connection.copy_from_query(query, *arguments, output=receive, format="binary")
     chunks = decoder.take()
     if chunks is not None:
@@ -240,6 +241,7 @@ async def copy_outlines(
     async def receive(piece: bytes) -> None:
         pieces.append(piece)
 
+    query = query.rstrip(";")  # it becomes a part of COPY (…)
     await connection.copy_from_query(query, *arguments, output=receive, format="binary")
     data = b"".join(pieces)
     count = (len(data) - _HEADER_BYTES - 2) // OUTLINE.itemsize  # a trailer of 2 bytes

@@ -22,6 +22,7 @@ from gateway.domain.reads import Emit, ReadQuery, SeriesPart
 from gateway.store.connections import Database
 from gateway.store.following import Follower
 from gateway.store.snapshot import SnapshotRead, give, read_run
+from gateway.store.summaries import SeriesPage, SeriesQuery, list_series
 
 _SNAPSHOT_S: Final = 900.0
 """The longest a snapshot may be held: it keeps vacuum from cleaning up."""
@@ -74,6 +75,16 @@ class MetricReading:
         async with self._snapshot() as connection:
             await SnapshotRead(connection, query, emit).run()
 
+    async def list_series(self, query: SeriesQuery) -> SeriesPage:
+        """Return a page of series with the summaries of their visible points.
+
+        Raises:
+            HeadraceError: RUN_NOT_FOUND, RUN_PURGED, OVERLOADED, STORE_UNAVAILABLE.
+        """
+        async with self._snapshot() as connection:
+            await read_run(connection, query.run_id, workspace_id=query.workspace_id)
+            return await list_series(connection, query)
+
     async def _follow(self, query: ReadQuery, emit: Emit) -> None:
         if self.followers >= self._followers_max:
             raise HeadraceError(
@@ -103,7 +114,8 @@ class MetricReading:
     async def _pass_on_news(self, follower: Follower, query: ReadQuery, emit: Emit) -> None:
         held: list[SeriesPart] = []
         async with self._snapshot() as connection:
-            await read_run(connection, query)  # it may have been purged meanwhile
+            # It may have been purged meanwhile.
+            await read_run(connection, query.run_id, workspace_id=query.workspace_id)
             news = await follower.advance(connection)
             hold = sum(item.point_count for item in news) <= _HELD_POINTS_MAX
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 import numpy as np
@@ -39,6 +40,7 @@ _SQL: Final = load("reading")
 _SERIES_PER_PAGE: Final = 1_000
 _KEYS_PER_QUERY: Final = 1_000
 _OUTLINED_CHUNKS_MIN: Final = 64  # below it, opening all is as fast as choosing
+_OUTLINED_SHARE_MAX: Final = 0.5  # above it, opening all is as fast, too
 _OUTLINED_CHUNKS_MAX: Final = 1_000_000  # an outline has 74 bytes
 _STALL_S: Final = 8.0
 """How long a reader may take no part while a snapshot is held for it. Below the 10 s after which
@@ -93,14 +95,16 @@ async def give(emit: Emit, part: SeriesPart) -> None:
         ) from None
 
 
-async def read_run(connection: asyncpg.Connection, query: ReadQuery) -> StepPolicy:
+async def read_run(
+    connection: asyncpg.Connection, run_id: UUID, *, workspace_id: int
+) -> StepPolicy:
     """Return the run's step policy.
 
     Raises:
         HeadraceError: RUN_NOT_FOUND, RUN_PURGED.
     """
-    row = await connection.fetchrow(_SQL["read_run"], query.run_id, query.workspace_id)
-    run = query.run_id.hex
+    row = await connection.fetchrow(_SQL["read_run"], run_id, workspace_id)
+    run = run_id.hex
     if row is None:
         raise HeadraceError(
             Reason.RUN_NOT_FOUND, f"no run {run} in this workspace", field="run_id", value=run
@@ -111,10 +115,10 @@ async def read_run(connection: asyncpg.Connection, query: ReadQuery) -> StepPoli
 
 
 async def read_cutoffs(
-    connection: asyncpg.Connection, query: ReadQuery
+    connection: asyncpg.Connection, run_id: UUID
 ) -> tuple[dict[int, int], frozenset[str], int]:
     """Return what hides each attempt, the keys exempt from it, and the number of attempts."""
-    rows = await connection.fetch(_SQL["read_attempts"], query.run_id)
+    rows = await connection.fetch(_SQL["read_attempts"], run_id)
     exempt = frozenset(key for row in rows for key in row["resume_exempt_keys"])
     return cutoffs({row["attempt"]: row["resume_step"] for row in rows}), exempt, len(rows)
 
@@ -138,7 +142,7 @@ class SnapshotRead:
             HeadraceError: RUN_NOT_FOUND, RUN_PURGED, OVERLOADED.
         """
         query = self._query
-        run_policy = await read_run(self._connection, query)
+        run_policy = await read_run(self._connection, query.run_id, workspace_id=query.workspace_id)
         self._policy = query.step_policy or run_policy
         if query.aggregation and self._policy is StepPolicy.ALL:
             raise HeadraceError(
@@ -147,7 +151,7 @@ class SnapshotRead:
                 field="step_policy",
                 value="STEP_POLICY_ALL",
             )
-        hidden, self._exempt_keys, attempts = await read_cutoffs(self._connection, query)
+        hidden, self._exempt_keys, attempts = await read_cutoffs(self._connection, query.run_id)
         self._hidden = {} if query.include_hidden else hidden
         self._apart = query.attempts_apart and attempts != 1
         if query.first_step > query.last_step:
@@ -279,7 +283,7 @@ class SnapshotRead:
             and not self._apart
             and not self._query.aggregation
             and _OUTLINED_CHUNKS_MIN <= extent.chunk_count <= _OUTLINED_CHUNKS_MAX
-            and extent.point_count > 2 * self._query.max_points
+            and extent.point_count > self._query.max_points
         )
 
     async def _read_outlined(self, groups: list[Group], position: int, extents: Extents) -> None:
@@ -342,7 +346,7 @@ class SnapshotRead:
             width=span_width(extent.first_step, extent.last_step, query.max_points),
         )
         chosen |= ~plain
-        return first[chosen] if 2 * int(chosen.sum()) <= len(rows) else None
+        return first[chosen] if int(chosen.sum()) <= _OUTLINED_SHARE_MAX * len(rows) else None
 
     def wanted(self, points: Points, group: Group) -> Points:
         """Return the points that are within the bounds and visible."""

@@ -3,6 +3,9 @@
 -- A read works on *groups*: the series, or all chosen ranks of a key when they
 -- are aggregated, each further split by attempt when the reader wants attempts
 -- apart. Chunks come in the order (group, first_step).
+--
+-- Comments write a parameter as (2), not with a dollar: asyncpg puts the arguments
+-- of a COPY into its text, comments included.
 
 -- name: read_run
 SELECT step_policy, purged_at IS NOT NULL AS purged
@@ -14,16 +17,16 @@ SELECT attempt, resume_step, resume_exempt_keys
 FROM attempts
 WHERE run_id = $1;
 
--- A page of the series of a read, after ($2 key, $3 rank); $4 the ranks, null for all.
 -- name: read_page
+-- A page of the series of a read, after (key (2), rank (3)); (4) the ranks, null for all.
 SELECT series_id, rank, key
 FROM series
 WHERE run_id = $1 AND (key, rank) > ($2, $3) AND ($4::integer[] IS NULL OR rank = ANY ($4))
 ORDER BY key, rank
 LIMIT $5;
 
--- The same for named keys ($6), each found by the index.
 -- name: read_page_of_keys
+-- The same for named keys (6), each found by the index.
 SELECT series_id, rank, key
 FROM series
 WHERE run_id = $1 AND (key, rank) > ($2, $3) AND ($4::integer[] IS NULL OR rank = ANY ($4))
@@ -37,12 +40,12 @@ FROM series
 WHERE run_id = $1 AND series_id = ANY ($2::bigint[])
 ORDER BY key, rank;
 
+-- name: extents
 -- The size and the exact first and last visible step of each group. Chunks that
 -- cross a bound are looked into; the others say it all in their row.
--- $1 run, $2 series ids, $3 their groups, $4 which are exempt from resume steps,
--- $5 first step, $6 last step, $7 attempts that are hidden, $8 from which step on,
--- $9 whether attempts are kept apart
--- name: extents
+-- (1) run, (2) series ids, (3) their groups, (4) which are exempt from resume steps,
+-- (5) first step, (6) last step, (7) attempts that are hidden, (8) from which step on,
+-- (9) whether attempts are kept apart
 SELECT
     position,
     attempt,
@@ -83,10 +86,10 @@ FROM (
 GROUP BY position, attempt
 ORDER BY position, attempt;
 
--- The chunks of many groups of one series each. Each series is walked in index
--- order, in the order of $2: nothing is sorted, nothing is held.
--- $1 run, $2 series ids, $3 their groups, $4 their ranks, $5 first step, $6 last step
 -- name: chunks_by_series
+-- The chunks of many groups of one series each. Each series is walked in index
+-- order, in the order of (2): nothing is sorted, nothing is held.
+-- (1) run, (2) series ids, (3) their groups, (4) their ranks, (5) first step, (6) last step
 SELECT
     cardinality(c.values) * 2 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
     c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
@@ -98,8 +101,8 @@ CROSS JOIN LATERAL (
     ORDER BY first_step
 ) c;
 
--- The same for groups of several series, or with attempts kept apart ($7).
 -- name: chunks_by_group
+-- The same for groups of several series, or with attempts kept apart (7).
 SELECT
     cardinality(c.values) * 2 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
     c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
@@ -108,9 +111,9 @@ JOIN metric_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
     AND c.first_step <= $6 AND c.last_step >= $5
 ORDER BY u.position, CASE WHEN $7::boolean THEN c.attempt ELSE 0 END, c.first_step;
 
--- What chunks say without being opened, to choose those that down-sampling needs.
--- $1 run, $2 series, $3 first step, $4 last step
 -- name: chunk_outlines
+-- What chunks say without being opened, to choose those that down-sampling needs.
+-- (1) run, (2) series, (3) first step, (4) last step
 SELECT
     c.first_step,
     c.last_step,
@@ -123,9 +126,9 @@ FROM metric_chunks c
 WHERE c.run_id = $1 AND c.series_id = $2 AND c.first_step <= $4 AND c.last_step >= $3
 ORDER BY c.first_step;
 
--- Some chunks of one series, by their first steps ($5), which the caller knows to differ.
--- $1 run, $2 series, $3 its group, $4 its rank
 -- name: chunks_at_steps
+-- Some chunks of one series, by their first steps (5), which the caller knows to differ.
+-- (1) run, (2) series, (3) its group, (4) its rank
 SELECT
     cardinality(c.values) * 2 + (c.step_offsets IS NOT NULL)::integer, $3::integer, $4::integer,
     c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
@@ -133,8 +136,8 @@ FROM metric_chunks c
 WHERE c.run_id = $1 AND c.series_id = $2 AND c.first_step = ANY ($5::bigint[])
 ORDER BY c.first_step;
 
--- Following. Two numbers that only grow tell whether anything was committed.
 -- name: watermark_sum
+-- Following. Two numbers that only grow tell whether anything was committed.
 SELECT count(*) AS writers, coalesce(sum(committed_sequence), 0)::bigint AS committed
 FROM writers
 WHERE run_id = $1;
@@ -149,10 +152,10 @@ SELECT writer_no, series_ids, point_counts, last_steps
 FROM writer_summaries
 WHERE run_id = $1 AND writer_no = ANY ($2::bigint[]);
 
--- Chunks that writers have committed since a reader looked: $2 series, $3 groups,
--- $4 ranks, $5 writers, $6 the sequence read before, $7 $8 the first steps to look
--- at. A chunk of a series lies at its steps in the index, not at its sequence.
 -- name: chunks_since
+-- Chunks that writers have committed since a reader looked: (2) series, (3) groups,
+-- (4) ranks, (5) writers, (6) the sequence read before, (7) (8) the first steps to look
+-- at. A chunk of a series lies at its steps in the index, not at its sequence.
 SELECT
     cardinality(c.values) * 2 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
     c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
@@ -169,9 +172,9 @@ CROSS JOIN LATERAL (
     ORDER BY first_step
 ) c;
 
--- A page of series in the order of ListSeries: $2 $3 the bounds that a prefix sets,
--- $4 $5 the (key, rank) after which the page begins.
 -- name: series_page
+-- A page of series in the order of ListSeries: (2) (3) the bounds that a prefix sets,
+-- (4) (5) the (key, rank) after which the page begins.
 SELECT series_id, rank, key
 FROM series
 WHERE run_id = $1 AND key >= $2 AND key <= $3 AND (key, rank) > ($4, $5)
@@ -183,10 +186,10 @@ SELECT series_id, attempt, point_count, last_step, last_time_us, last_value, min
 FROM metric_summaries
 WHERE run_id = $1 AND series_id = ANY ($2::bigint[]);
 
--- The summaries of attempts that a later one cuts, from their chunks: $2 series,
--- $3 attempts, $4 from which step on they are hidden. Only chunks that cross that
--- step, and those that may hold the last point, are looked into.
 -- name: cut_summaries
+-- The summaries of attempts that a later one cuts, from their chunks: (2) series,
+-- (3) attempts, (4) from which step on they are hidden. Only chunks that cross that
+-- step, and those that may hold the last point, are looked into.
 WITH cut AS (
     SELECT
         u.series_id,
