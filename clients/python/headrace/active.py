@@ -127,7 +127,7 @@ def init(
     )
     _process.derived_ids += job.derived
     if job.resume_step is not None and not STEP_MIN <= job.resume_step <= STEP_MAX:
-        raise ConfigurationError(f"resume_step is {job.resume_step}, outside [-2^62, 2^62]")
+        raise ConfigurationError(f"resume_step is {job.resume_step}, outside [-2^62, 2^62)")
     if len(resume_exempt_keys) > RESUME_EXEMPT_KEYS_MAX:
         raise ConfigurationError(
             f"{len(resume_exempt_keys)} resume_exempt_keys; the limit is {RESUME_EXEMPT_KEYS_MAX}"

@@ -22,7 +22,7 @@ RESUME_EXEMPT_KEYS_MAX: Final = 1_000
 """Keys that a resume step does not hide."""
 
 STEP_MIN: Final = -(2**62)
-STEP_MAX: Final = 2**62
+STEP_MAX: Final = 2**62 - 1
 """Steps."""
 
 NAME_CHARACTERS_MAX: Final = 250

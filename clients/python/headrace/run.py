@@ -87,7 +87,7 @@ class Run:
             metrics: key → number; nested mappings become `a/b` keys. Ints,
                 floats, bools, and one-element arrays of any library; NaN and
                 infinities are kept. Any number of keys.
-            step: an integer in [-2^62, 2^62], in any order, repeats allowed;
+            step: an integer in [-2^62, 2^62), in any order, repeats allowed;
                 None: one more than the greatest step logged so far by this
                 process (from `resume_step`, or 0).
 

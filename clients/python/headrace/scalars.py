@@ -87,7 +87,7 @@ def to_step(step: Any) -> int:
     """The step as an int.
 
     Raises:
-        InvalidMetricError: not an integer, or outside [-2^62, 2^62].
+        InvalidMetricError: not an integer, or outside [-2^62, 2^62).
     """
     try:
         number = operator.index(step)
@@ -100,7 +100,7 @@ def to_step(step: Any) -> int:
                 f"step must be an integer, not {type(step).__name__}: {_quoted(step)}"
             ) from None
     if not STEP_MIN <= number <= STEP_MAX:
-        raise InvalidMetricError(f"step {number} is outside [-2^62, 2^62]")
+        raise InvalidMetricError(f"step {number} is outside [-2^62, 2^62)")
     return number
 
 
