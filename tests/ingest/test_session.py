@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.ingest.coalescer import Coalescer
-from gateway.ingest.session import Session
+from gateway.ingest.session import Ending, Session
 from tests.ingest.streams import batch, session
 
 _POINT = (0, 1, 1_700_000_000_000_000, 1.0)
@@ -94,12 +94,11 @@ def test_a_draining_session_ends_when_everything_is_committed() -> None:
     owner = session()
     owner.admit(batch(1, [_POINT]))
     owner.drain()
-    assert owner.ending is None
+    assert not owner.ending
     assert owner.take_reconnect()
     owner.pending.clear()
     owner.committed(1, 28)
-    assert owner.ending is not None
-    assert owner.ending.error is None
+    assert owner.ending == Ending(error=None)
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,323 @@
+"""The engine over a real store: what is acknowledged is stored, and each fate is told."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from gateway.domain.errors import HeadraceError, Reason
+from gateway.domain.flush import OpenRequest
+from gateway.ingest.engine import IngestEngine, IngestSettings
+from gateway.ingest.session import Session
+from gateway.store.connections import Database
+from gateway.store.metrics import MetricStore
+from tests.ingest.streams import Point, batch
+
+_START = 1_700_000_000_000_000
+_DEADLINE_S = 20.0
+
+
+@dataclass
+class Bench:
+    """An engine, its database, and a connection of the test's own."""
+
+    engine: IngestEngine
+    database: Database
+    admin: asyncpg.Connection
+
+    async def run(self, *, late_policy: int = 1, workspace_id: int = 0) -> UUID:
+        """Insert a run."""
+        run_id = uuid4()
+        await self.admin.execute(
+            "INSERT INTO runs (run_id, workspace_id, experiment_id, name, late_policy)"
+            " VALUES ($1, $2, 0, 'r', $3)",
+            run_id,
+            workspace_id,
+            late_policy,
+        )
+        return run_id
+
+    async def open(self, request: OpenRequest) -> "Stream":
+        """Open a session with the keys k0, k1, k2."""
+        changed = asyncio.Event()
+        session = await self.engine.open(request, on_change=changed.set)
+        for index in range(3):
+            session.keys.define(index, f"k{index}")
+        return Stream(self.engine, session, changed)
+
+    async def points(self, run_id: UUID) -> list[tuple[str, int, float]]:
+        """Return what is stored, by the view."""
+        rows = await self.admin.fetch(
+            "SELECT key, step, value FROM metric_points_raw WHERE run_id = $1"
+            " ORDER BY key, step, time, value",
+            run_id,
+        )
+        return [(row["key"], row["step"], row["value"]) for row in rows]
+
+
+@dataclass
+class Stream:
+    """A session as a client sees it."""
+
+    engine: IngestEngine
+    session: Session
+    changed: asyncio.Event
+
+    def send(self, sequence: int, points: list[Point]) -> None:
+        """Send one record."""
+        self.engine.admit(self.session, batch(sequence, points))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, within a deadline."""
+        async with asyncio.timeout(_DEADLINE_S):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def acknowledged(self, sequence: int) -> None:
+        """Wait until the watermark has reached a record."""
+        await self.until(lambda: self.session.committed_sequence >= sequence)
+
+    async def ended(self) -> HeadraceError | None:
+        """Wait for the end and return its error."""
+        await self.until(lambda: self.session.ending is not None)
+        assert self.session.ending is not None
+        return self.session.ending.error
+
+
+@pytest.fixture
+async def bench(database_dsn: str) -> AsyncIterator[Bench]:
+    database = await Database.connect(database_dsn, ingest_connections=2, query_connections=2)
+    engine = IngestEngine(MetricStore(database), settings=IngestSettings())
+    await engine.start()
+    admin = await asyncpg.connect(database_dsn)
+    yield Bench(engine, database, admin)
+    await engine.close()
+    await admin.close()
+    await database.close()
+
+
+def _request(run_id: UUID, **changes: object) -> OpenRequest:
+    request = OpenRequest(
+        workspace_id=0,
+        run_id=run_id,
+        writer_id=uuid4(),
+        incarnation=uuid4(),
+        rank=0,
+        attempt=1,
+        resume_step=None,
+        resume_exempt_keys=(),
+    )
+    return replace(request, **changes)
+
+
+async def _refusal(bench: Bench, request: OpenRequest) -> HeadraceError:
+    with pytest.raises(HeadraceError) as caught:
+        await bench.open(request)
+    return caught.value
+
+
+async def test_acknowledged_records_are_stored(bench: Bench) -> None:
+    run_id = await bench.run()
+    stream = await bench.open(_request(run_id))
+    stream.send(1, [(0, 1, _START, 0.5), (1, 1, _START, 1.5)])
+    stream.send(2, [(0, 2, _START, 0.25)])
+    await stream.acknowledged(2)
+    assert await bench.points(run_id) == [("k0", 1, 0.5), ("k0", 2, 0.25), ("k1", 1, 1.5)]
+    assert stream.session.counters.accepted_points == 3
+
+
+async def test_a_newer_stream_fences_the_older_and_continues_after_its_commits(
+    bench: Bench,
+) -> None:
+    run_id = await bench.run()
+    request = _request(run_id)
+    old = await bench.open(request)
+    old.send(1, [(0, 1, _START, 1.0)])
+    await old.acknowledged(1)
+    new = await bench.open(request)
+    error = await old.ended()
+    assert error is not None
+    assert error.reason is Reason.WRITER_FENCED
+    assert (new.session.committed_sequence, new.session.writer.epoch) == (1, 2)
+    old.send(2, [(0, 2, _START, 666.0)])
+    new.send(2, [(0, 2, _START, 2.0)])
+    await new.acknowledged(2)
+    assert await bench.points(run_id) == [("k0", 1, 1.0), ("k0", 2, 2.0)]
+
+
+async def test_a_zombie_of_another_gateway_is_fenced_at_its_flush_and_alone(
+    bench: Bench, database_dsn: str
+) -> None:
+    run_id = await bench.run()
+    request = _request(run_id)
+    zombie = await bench.open(request)
+    bystander = await bench.open(_request(run_id, rank=1))
+    async with contextlib.AsyncExitStack() as stack:
+        other = await Database.connect(database_dsn, ingest_connections=1, query_connections=1)
+        stack.push_async_callback(other.close)
+        await MetricStore(other).open_writer(request)
+    # Admitted before any writer task runs, so both are in one flush.
+    zombie.send(1, [(0, 1, _START, 666.0)])
+    bystander.send(1, [(0, 1, _START, 1.0)])
+    await bystander.acknowledged(1)
+    error = await zombie.ended()
+    assert error is not None
+    assert error.reason is Reason.WRITER_FENCED
+    assert await bench.points(run_id) == [("k0", 1, 1.0)]
+
+
+async def test_a_reopened_writer_goes_on_with_its_counters_and_summary(bench: Bench) -> None:
+    run_id = await bench.run()
+    request = _request(run_id)
+    first = await bench.open(request)
+    first.send(1, [(0, 5, _START, 5.0), (1, 5, _START, 1.0)])
+    await first.acknowledged(1)
+    second = await bench.open(request)
+    second.send(2, [(1, 4, _START, -3.0), (2, 1, _START, 7.0)])
+    await second.acknowledged(2)
+    assert second.session.counters.late_points == 1
+    rows = await bench.admin.fetch(
+        "SELECT s.key, m.point_count, m.last_step, m.last_value, m.min_value, m.max_value"
+        " FROM metric_summaries m JOIN series s USING (run_id, series_id)"
+        " WHERE run_id = $1 ORDER BY s.key",
+        run_id,
+    )
+    assert [tuple(row.values()) for row in rows] == [
+        ("k0", 1, 5, 5.0, 5.0, 5.0),
+        ("k1", 2, 5, 1.0, -3.0, 1.0),
+        ("k2", 1, 1, 7.0, 7.0, 7.0),
+    ]
+
+
+async def test_late_steps_are_rejected_across_writers_when_the_run_says_so(bench: Bench) -> None:
+    run_id = await bench.run(late_policy=2)
+    ahead = await bench.open(_request(run_id))
+    behind = await bench.open(_request(run_id))
+    ahead.send(1, [(0, 10, _START, 1.0)])
+    await ahead.acknowledged(1)
+    behind.send(1, [(0, 10, _START, 2.0), (0, 11, _START, 3.0), (1, 1, _START, 4.0)])
+    await behind.acknowledged(1)
+    assert await bench.points(run_id) == [("k0", 10, 1.0), ("k0", 11, 3.0), ("k1", 1, 4.0)]
+    (sample,) = behind.session.take_ack() or ()
+    assert (sample.reason, sample.key, sample.step) == (Reason.STEP_LATE, "k0", 10)
+    # The mark is of an attempt: the next one may begin below.
+    restarted = await bench.open(_request(run_id, attempt=2))
+    restarted.send(1, [(0, 3, _START, 5.0)])
+    await restarted.acknowledged(1)
+    assert restarted.session.counters.rejected_points == 0
+
+
+async def test_rejections_are_durable(bench: Bench) -> None:
+    run_id = await bench.run()
+    request = _request(run_id)
+    stream = await bench.open(request)
+    stream.send(1, [(0, 2**62, _START, 1.0), (0, 1, _START, 1.0)])
+    await stream.acknowledged(1)
+    again = await bench.open(request)
+    assert again.session.counters.rejected_points == 1
+    (sample,) = again.session.rejections
+    assert (sample.reason, sample.step) == (Reason.STEP_OUT_OF_RANGE, 2**62)
+
+
+async def test_a_broken_connection_delays_a_flush_and_loses_nothing(bench: Bench) -> None:
+    run_id = await bench.run()
+    stream = await bench.open(_request(run_id))
+    sent = 0
+    for _ in range(5):
+        await bench.admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name LIKE 'headrace%' AND datname = current_database()"
+        )
+        for _ in range(3):
+            sent += 1
+            stream.send(sent, [(0, sent, _START, float(sent))])
+        await stream.acknowledged(sent)
+    assert await bench.points(run_id) == [("k0", n, float(n)) for n in range(1, sent + 1)]
+
+
+async def test_open_refuses_what_cannot_be_written_to(bench: Bench) -> None:
+    run_id = await bench.run()
+    request = _request(run_id, resume_step=100, attempt=2)
+    await bench.open(request)
+
+    assert (await _refusal(bench, _request(uuid4()))).reason is Reason.RUN_NOT_FOUND
+    elsewhere = await _refusal(bench, _request(run_id, workspace_id=5))
+    assert elsewhere.reason is Reason.RUN_NOT_FOUND
+    claimed = await _refusal(bench, replace(request, incarnation=uuid4()))
+    assert claimed.reason is Reason.WRITER_CLAIMED
+    mismatch = await _refusal(bench, replace(request, rank=3))
+    assert (mismatch.reason, mismatch.metadata["limit"]) == (Reason.WRITER_MISMATCH, "0")
+    resume = await _refusal(bench, _request(run_id, attempt=2, rank=1, resume_step=90))
+    assert resume.reason is Reason.RESUME_STEP_MISMATCH
+    assert (resume.metadata["value"], resume.metadata["announced"]) == ("90", "100")
+    await bench.admin.execute("UPDATE runs SET purged_at = now() WHERE run_id = $1", run_id)
+    assert (await _refusal(bench, request)).reason is Reason.RUN_PURGED
+
+
+async def test_a_refused_open_fences_nobody(bench: Bench) -> None:
+    run_id = await bench.run()
+    request = _request(run_id)
+    stream = await bench.open(request)
+    await _refusal(bench, replace(request, incarnation=uuid4()))
+    stream.send(1, [(0, 1, _START, 1.0)])
+    await stream.acknowledged(1)
+
+
+async def test_finish_is_durable_and_idempotent(bench: Bench) -> None:
+    run_id = await bench.run()
+    request = _request(run_id)
+    stream = await bench.open(request)
+    stream.send(1, [(0, 1, _START, 1.0)])
+    await stream.acknowledged(1)
+    stream.session.finish(1)
+    await bench.engine.finish(stream.session)
+    again = await bench.open(request)
+    assert again.session.finished
+    await bench.engine.finish(again.session)
+    with pytest.raises(HeadraceError) as caught:
+        again.send(2, [(0, 2, _START, 1.0)])
+    assert caught.value.reason is Reason.WRITER_FINISHED
+
+
+async def test_resync_skips_lost_records_and_counts_them(bench: Bench) -> None:
+    run_id = await bench.run()
+    request = _request(run_id)
+    stream = await bench.open(request)
+    await bench.engine.resync(stream.session, 11)
+    stream.send(11, [(0, 1, _START, 1.0)])
+    await stream.acknowledged(11)
+    again = await bench.open(request)
+    assert again.session.committed_sequence == 11
+    assert again.session.counters.lost_records == 10
+
+
+async def test_drain_commits_what_was_admitted_and_admits_no_more(bench: Bench) -> None:
+    run_id = await bench.run()
+    streams = [await bench.open(_request(run_id, rank=rank)) for rank in range(5)]
+    for stream in streams:
+        stream.send(1, [(0, 1, _START, 1.0)])
+    drained = asyncio.create_task(bench.engine.drain(_DEADLINE_S))
+    for stream in streams:
+        assert await stream.ended() is None
+        stream.send(2, [(0, 2, _START, 2.0)])
+        bench.engine.leave(stream.session)
+    assert await drained
+    assert len(await bench.points(run_id)) == 5
+    assert (await _refusal(bench, _request(run_id))).reason is Reason.DRAINING
+
+
+async def test_two_writers_that_create_the_same_series_share_it(bench: Bench) -> None:
+    run_id = await bench.run()
+    streams = [await bench.open(_request(run_id)) for _ in range(8)]
+    for number, stream in enumerate(streams):
+        stream.send(1, [(index, number, _START, 1.0) for index in range(3)])
+    for stream in streams:
+        await stream.acknowledged(1)
+    count = await bench.admin.fetchval("SELECT count(*) FROM series WHERE run_id = $1", run_id)
+    assert count == 3
+    assert len(await bench.points(run_id)) == 24
