@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -101,7 +102,7 @@ async def bench(database_dsn: str) -> AsyncIterator[Bench]:
     await database.close()
 
 
-def _request(run_id: UUID, **changes: object) -> OpenRequest:
+def _request(run_id: UUID, **changes: Any) -> OpenRequest:
     request = OpenRequest(
         workspace_id=0,
         run_id=run_id,
