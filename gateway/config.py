@@ -128,6 +128,32 @@ class Settings(BaseModel):
     """Unset: the standard AWS chain (environment, profile, instance role)."""
     s3_secret_access_key: str | None = Field(None, repr=False)
     """Goes with `s3_access_key_id`."""
+    s3_addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """How the bucket stands in URLs. auto: in the path with `s3_endpoint_url`, else in the host."""
+    s3_public_endpoint_url: str | None = None
+    """How clients reach the S3 server directly, when it differs from `s3_endpoint_url`."""
+    s3_key_prefix: str = Field("headrace/", pattern=r"^([^/\s]+/)*$")
+    """What every key begins with: empty, or ending in a slash."""
+    s3_server_side_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = ""
+    """Asked for with every object; empty leaves it to the bucket."""
+    s3_kms_key_id: str = ""
+    """The key for aws:kms; empty is the account's."""
+    s3_storage_class: str = ""
+    """For example STANDARD_IA; empty leaves it to the bucket."""
+
+    artifact_direct: bool = True
+    """Whether clients may move bytes straight to and from S3, by signed URLs."""
+    artifact_signed_expiry_s: int = Field(3_600, ge=60, le=604_800)
+    """How long a signed URL is valid: at least what one part takes."""
+    artifact_parts_in_flight_max: int = Field(64, ge=1, le=4_096)
+    """Parts and downloads that move at once, of all workers together: each way as many.
+    Each holds about 2 MiB; further ones wait."""
+    artifact_parts_per_upload_max: int = Field(8, ge=1, le=64)
+    """The same for one upload or one artifact."""
+    artifact_stall_timeout_s: float = Field(60.0, ge=1, le=3_600)
+    """Without progress for so long, a transfer is given up."""
+    artifact_upload_expiry_s: float = Field(86_400.0, ge=1)
+    """Uploads without progress for so long are aborted, and their parts deleted."""
 
     @property
     def auth_required(self) -> bool:
@@ -183,6 +209,7 @@ class Settings(BaseModel):
                 "query_connections": part(self.query_connections),
                 "pending_bytes_max": ByteSize(part(self.pending_bytes_max)),
                 "streams_max": max(1, part(self.streams_max)),
+                "artifact_parts_in_flight_max": max(1, part(self.artifact_parts_in_flight_max)),
             }
         )
 

@@ -71,6 +71,22 @@ class Metrics:
         self.writers_fenced = counter("writers_fenced", "Streams ended by a newer one.")
         self.connections = gauge("connections", "Live database connections.")
         self.connections_budget = gauge("connections_budget", "The most there ever are.")
+        self.artifact_bytes_received = counter(
+            "artifact_bytes_received", "Bytes of parts and small files forwarded to S3."
+        )
+        self.artifact_bytes_sent = counter("artifact_bytes_sent", "Bytes of downloads.")
+        self.artifact_bytes_deduplicated = counter(
+            "artifact_bytes_deduplicated", "Bytes that the experiment had already."
+        )
+        self.artifact_uploads_expired = counter(
+            "artifact_uploads_expired", "Uploads ended for lack of progress."
+        )
+        self.artifact_parts_active = gauge("artifact_parts_active", "Uploads that move now.")
+        self.artifact_parts_waiting = gauge(
+            "artifact_parts_waiting", "Uploads that wait: over artifact_parts_in_flight_max."
+        )
+        self.artifact_reads_active = gauge("artifact_reads_active", "Downloads that move now.")
+        self.artifact_reads_waiting = gauge("artifact_reads_waiting", "Downloads that wait.")
         self.calls = counter("calls", "Calls ended, by method and status.", ("method", "code"))
         self.workers = gauge("workers", "Worker processes.")
 

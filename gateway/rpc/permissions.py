@@ -18,6 +18,8 @@ class Permission(Enum):
     """Have a valid token."""
     WRITE = "write"
     """Have a valid token that may write."""
+    ADMINISTER = "administer"
+    """Be allowed to change workspaces; no token is, so far."""
 
 
 METHOD_PERMISSIONS: Final[Mapping[str, Permission]] = {
@@ -25,12 +27,40 @@ METHOD_PERMISSIONS: Final[Mapping[str, Permission]] = {
     "/grpc.health.v1.Health/List": Permission.PUBLIC,
     "/grpc.health.v1.Health/Watch": Permission.PUBLIC,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Permission.READ,
+    "/headrace.v1.ArtifactService/AbortUpload": Permission.WRITE,
+    "/headrace.v1.ArtifactService/BeginUpload": Permission.WRITE,
+    "/headrace.v1.ArtifactService/CompleteUpload": Permission.WRITE,
+    "/headrace.v1.ArtifactService/DeleteArtifact": Permission.WRITE,
+    "/headrace.v1.ArtifactService/DownloadArtifact": Permission.READ,
+    "/headrace.v1.ArtifactService/ListArtifacts": Permission.READ,
+    "/headrace.v1.ArtifactService/ListParts": Permission.READ,
+    "/headrace.v1.ArtifactService/SignDownload": Permission.READ,
+    "/headrace.v1.ArtifactService/SignUploadParts": Permission.WRITE,
+    "/headrace.v1.ArtifactService/StatArtifact": Permission.READ,
+    "/headrace.v1.ArtifactService/UploadArtifact": Permission.WRITE,
+    "/headrace.v1.ArtifactService/UploadPart": Permission.WRITE,
+    "/headrace.v1.ExperimentService/CreateExperiment": Permission.WRITE,
+    "/headrace.v1.ExperimentService/DeleteExperiment": Permission.WRITE,
+    "/headrace.v1.ExperimentService/GetExperiment": Permission.READ,
+    "/headrace.v1.ExperimentService/RestoreExperiment": Permission.WRITE,
+    "/headrace.v1.ExperimentService/SearchExperiments": Permission.READ,
+    "/headrace.v1.ExperimentService/UpdateExperiment": Permission.WRITE,
+    "/headrace.v1.ExperimentService/WriteExperimentTags": Permission.WRITE,
     "/headrace.v1.MetricService/ImportMetrics": Permission.WRITE,
     "/headrace.v1.MetricService/ListSeries": Permission.READ,
     "/headrace.v1.MetricService/ReadMetrics": Permission.READ,
     "/headrace.v1.MetricService/WriteMetrics": Permission.WRITE,
     "/headrace.v1.RunService/CreateRun": Permission.WRITE,
+    "/headrace.v1.RunService/DeleteRun": Permission.WRITE,
     "/headrace.v1.RunService/FinishRun": Permission.WRITE,
     "/headrace.v1.RunService/GetRun": Permission.READ,
     "/headrace.v1.RunService/HeartbeatRun": Permission.WRITE,
+    "/headrace.v1.RunService/ReopenRun": Permission.WRITE,
+    "/headrace.v1.RunService/RestoreRun": Permission.WRITE,
+    "/headrace.v1.RunService/SearchRuns": Permission.READ,
+    "/headrace.v1.RunService/UpdateRun": Permission.WRITE,
+    "/headrace.v1.RunService/WriteMetadata": Permission.WRITE,
+    "/headrace.v1.WorkspaceService/ArchiveWorkspace": Permission.ADMINISTER,
+    "/headrace.v1.WorkspaceService/CreateWorkspace": Permission.ADMINISTER,
+    "/headrace.v1.WorkspaceService/ListWorkspaces": Permission.READ,
 }

@@ -93,13 +93,13 @@ LIMIT $4;
 WITH RECURSIVE child (path, entry, position) AS (
     (
         SELECT
-            path,
-            CASE WHEN strpos(substr(path, $5 + 1), '/') > 0
-                THEN left(path, $5 + strpos(substr(path, $5 + 1), '/')) ELSE path END,
+            b.path,
+            CASE WHEN strpos(substr(b.path, $5 + 1), '/') > 0
+                THEN left(b.path, $5 + strpos(substr(b.path, $5 + 1), '/')) ELSE b.path END,
             1
-        FROM artifacts
-        WHERE run_id = $1 AND path >= $2 AND ($3 = '' OR path < $3)
-        ORDER BY path
+        FROM artifacts AS b
+        WHERE b.run_id = $1 AND b.path >= $2 AND ($3 = '' OR b.path < $3)
+        ORDER BY b.path
         LIMIT 1
     )
     UNION ALL
@@ -226,3 +226,6 @@ FROM blobs
 WHERE object_key > $1
 ORDER BY object_key
 LIMIT $2;
+
+-- name: get_namespace
+SELECT namespace FROM artifact_namespace;

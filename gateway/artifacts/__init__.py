@@ -1,0 +1,1 @@
+"""What needs the manifest and the bucket together: transfers and cleaning up."""

@@ -1,0 +1,50 @@
+"""How many transfers run at once: in the whole process, and of one upload.
+
+Whoever waits is not read, so HTTP/2 holds its client back; first come, first
+served. This bounds the gateway's memory: a transfer under way holds a few
+chunks, a waiting one only what HTTP/2 has buffered of it.
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable
+
+from prometheus_client import Gauge
+
+
+class Slots:
+    """Lends slots; see the module."""
+
+    def __init__(self, total_max: int, *, owner_max: int, active: Gauge, waiting: Gauge) -> None:
+        """Make `total_max` slots, of which one owner has at most `owner_max`."""
+        self._total = asyncio.Semaphore(total_max)
+        self._owner_max = owner_max
+        self._owners: dict[Hashable, asyncio.Semaphore] = {}
+        self._users: Counter[Hashable] = Counter()
+        self._active = active
+        self._waiting = waiting
+
+    @contextlib.asynccontextmanager
+    async def take(self, owner: Hashable) -> AsyncIterator[None]:
+        """Hold a slot, when there is one."""
+        mine = self._owners.setdefault(owner, asyncio.Semaphore(self._owner_max))
+        self._users[owner] += 1
+        try:
+            with self._waiting.track_inprogress():
+                await mine.acquire()
+                try:
+                    await self._total.acquire()
+                except BaseException:
+                    mine.release()
+                    raise
+            try:
+                with self._active.track_inprogress():
+                    yield
+            finally:
+                self._total.release()
+                mine.release()
+        finally:
+            self._users[owner] -= 1
+            if not self._users[owner]:
+                del self._users[owner], self._owners[owner]
