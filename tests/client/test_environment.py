@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from headrace.environment import Job, detect_job
@@ -26,8 +27,8 @@ SLURM = {
 }
 
 
-def detect(environ: Mapping[str, str], derived_before: int = 0, **arguments: object) -> Job:
-    return detect_job(environ, derived_before=derived_before, **arguments)  # type: ignore[arg-type]
+def detect(environ: Mapping[str, str], *, derived_before: int = 0, **arguments: Any) -> Job:
+    return detect_job(environ, derived_before=derived_before, **arguments)
 
 
 def test_a_lone_process_gets_a_new_run_each_time() -> None:
@@ -51,7 +52,9 @@ def test_all_ranks_derive_one_run_from_the_job_id(
 
 def test_the_derivation_is_the_documented_one() -> None:
     assert detect(TORCHRUN).run_id == derived_identifier("torchrun", "", "3f2a-unique", "0")
-    assert detect(SLURM, 2).run_id == derived_identifier("slurm", "alps", "1234.0", "2")
+    assert detect(SLURM, derived_before=2).run_id == derived_identifier(
+        "slurm", "alps", "1234.0", "2"
+    )
     # The value itself: another release, or another language, must find the same runs.
     assert derived_identifier("slurm", "alps", "1234.0", "2") == "9ece38a39156881a9ef8355b4ed99d9f"
 
@@ -102,7 +105,7 @@ def test_what_is_said_explicitly_wins() -> None:
     ],
 )
 def test_a_bad_value_is_named(
-    environ: dict[str, str], arguments: dict[str, object], named: str
+    environ: dict[str, str], arguments: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=named):
         detect(environ, **arguments)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, SupportsIndex
 
 from headrace.environment import detect_job
 from headrace.errors import ConfigurationError
@@ -156,7 +156,7 @@ def init(
     return run
 
 
-def log(metrics: Mapping[str, Any], step: int | None = None) -> None:
+def log(metrics: Mapping[str, Any], step: SupportsIndex | None = None) -> None:
     """`Run.log` of the newest run. Without one, warns once and does nothing."""
     if _process.runs:
         _process.runs[-1].log(metrics, step)

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, SupportsIndex
 
 from headrace import spool_files
 from headrace.errors import InvalidMetricError, SpoolError
@@ -70,7 +70,7 @@ class Run:
         self._lock = threading.RLock()
         self._writing = False
         self._unsure = False
-        self._deferred: list[tuple[Mapping[str, Any], int | None]] = []
+        self._deferred: list[tuple[Mapping[str, Any], SupportsIndex | None]] = []
         self._tick_at_us = 0
         self._ticks = 0
         self._sender: SenderProcess | None = None
@@ -80,7 +80,7 @@ class Run:
             self._open()
         _runs.add(self)
 
-    def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def log(self, metrics: Mapping[str, Any], step: SupportsIndex | None = None) -> None:
         """Records one step's values. Returns after one write to the spool.
 
         Args:
@@ -197,7 +197,7 @@ class Run:
         else:
             self.finish(state="killed" if issubclass(kind, KeyboardInterrupt) else "failed")
 
-    def _append(self, metrics: Mapping[str, Any], step: int | None) -> None:
+    def _append(self, metrics: Mapping[str, Any], step: SupportsIndex | None) -> None:
         spool = self._spool
         if spool is None or self._finished:
             self._refuse_call(metrics)
