@@ -28,6 +28,10 @@ demo: setup ## train 56 real jobs through a gateway on this machine, with faults
 test: setup ## run the tests
 	$(BIN)/python -m pytest
 
+.PHONY: conformance
+conformance: setup ## every client against every scenario; CLIENTS=go,rust CASES=cut,… choose
+	$(BIN)/python -m tests.conformance --clients '$(CLIENTS)' --cases '$(CASES)'
+
 .PHONY: bench
 bench: setup ## measure ingest beside raw COPY; writes benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks

@@ -96,6 +96,7 @@ class Proxy:
         trickle_bytes: when set, pieces are forwarded in bits of this size,
             1 ms apart.
         refusing: new connections are reset at once.
+        muted: what servers answer is dropped; only a cut makes sense afterwards.
         connections_total: connections accepted so far.
     """
 
@@ -104,6 +105,7 @@ class Proxy:
         self.delay_s = 0.0
         self.trickle_bytes: int | None = None
         self.refusing = False
+        self.muted = False
         self.connections_total = 0
         self._postgres = postgres
         self._traps: list[Trap] = []
@@ -194,14 +196,15 @@ class Proxy:
         await self._flowing.wait()
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
-        if self.trickle_bytes is None:
-            writer.write(data)
+        start = 0
+        while start < len(data):
+            bit_bytes = self.trickle_bytes  # may end in the middle
+            end = len(data) if bit_bytes is None else start + bit_bytes
+            writer.write(data[start:end])
             await writer.drain()
-            return
-        for start in range(0, len(data), self.trickle_bytes):
-            writer.write(data[start : start + self.trickle_bytes])
-            await writer.drain()
-            await asyncio.sleep(0.001)
+            start = end
+            if bit_bytes is not None:
+                await asyncio.sleep(0.001)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections_total += 1
@@ -243,13 +246,16 @@ class _Connection:
         pumps = (self._pump_frontend, self._pump_backend) if postgres else (self._up, self._down)
         tasks = [asyncio.create_task(pump()) for pump in pumps]
         try:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             self.cut()
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait(tasks)
             self.ended.set()
+        for task in tasks:
+            if not task.cancelled():
+                task.result()  # a defect of the proxy must not pass for one of the proxied
 
     def cut(self) -> None:
         _reset(self._client_writer)
@@ -259,12 +265,15 @@ class _Connection:
         await self._pump(self._client_reader, self._server_writer)
 
     async def _down(self) -> None:
-        await self._pump(self._server_reader, self._client_writer)
+        await self._pump(self._server_reader, self._client_writer, answers=True)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
+    ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(_PIECE_BYTES):
-                await self._proxy.pass_on(data, writer)
+                if not (answers and self._proxy.muted):
+                    await self._proxy.pass_on(data, writer)
             writer.write_eof()
 
     async def _pump_frontend(self) -> None:

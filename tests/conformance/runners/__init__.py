@@ -1,0 +1,1 @@
+"""The runners of the two Python clients; see clients/scenarios/README.md."""
