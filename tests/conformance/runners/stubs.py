@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -214,9 +215,8 @@ class StubWriter:
         while True:
             with self._changed:
                 woken = self._changed.wait_for(
-                    lambda: self._over(stream) or next_sequence <= self._last_sequence,
-                    HEARTBEAT_S,
-                ) or self._finish_due(next_sequence)
+                    partial(self._something_to_do, stream, next_sequence), HEARTBEAT_S
+                )
                 if self._stream != stream or self._closed or self._moving:
                     return
                 self._forget()
@@ -242,11 +242,9 @@ class StubWriter:
         last = max(self._last_sequence, self._committed)
         yield pb.WriteMetricsRequest(finish=pb.FinishWriter(last_sequence=last))
 
-    def _over(self, stream: int) -> bool:
-        return self._stream != stream or self._closed or self._moving or self._finishing
-
-    def _finish_due(self, next_sequence: int) -> bool:
-        return self._finishing and next_sequence > self._last_sequence
+    def _something_to_do(self, stream: int, next_sequence: int) -> bool:
+        over = self._stream != stream or self._closed or self._moving
+        return over or self._finishing or next_sequence <= self._last_sequence
 
     def _forget(self) -> None:
         """Drop the records that are acknowledged."""
