@@ -55,6 +55,12 @@ def _checked_address(text: str) -> str:
     return text
 
 
+def _checked_dsn(text: str) -> str:
+    if text and not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError("expected postgresql://user:password@host:port/name")
+    return text
+
+
 Address = Annotated[str, AfterValidator(_checked_address)]
 
 
@@ -68,40 +74,40 @@ class Settings(BaseModel):
     metrics_listen: Address | Literal["off"] = "127.0.0.1:7421"
     """Where Prometheus reads, over plain HTTP."""
 
-    dsn: str = Field("", repr=False)
+    dsn: Annotated[str, AfterValidator(_checked_dsn)] = Field(default="", repr=False)
     """The PostgreSQL database, `postgresql://user:password@host:port/name`."""
     embedded: Path | None = None
     """Start PostgreSQL and an S3 server in this directory, in place of `dsn`."""
 
-    workers: int = Field(1, ge=1, le=64)
+    workers: int = Field(default=1, ge=1, le=64)
     """Processes that share the port. One saturates about one core."""
-    ingest_connections: int = Field(2, ge=1, le=64)
+    ingest_connections: int = Field(default=2, ge=1, le=64)
     """Database connections that commit points, of all workers together."""
-    query_connections: int = Field(4, ge=1, le=256)
+    query_connections: int = Field(default=4, ge=1, le=256)
     """Database connections for everything else, of all workers together."""
 
-    pending_bytes_max: ByteSize = Field(ByteSize(256 * 2**20), ge=4 * 2**20)
+    pending_bytes_max: ByteSize = Field(default=ByteSize(256 * 2**20), ge=4 * 2**20)
     """Admitted and uncommitted bytes, of all workers together; above it, reading stops."""
-    stream_pending_bytes_max: ByteSize = Field(ByteSize(16 * 2**20), ge=2**20)
+    stream_pending_bytes_max: ByteSize = Field(default=ByteSize(16 * 2**20), ge=2**20)
     """The same for one stream."""
-    flush_points_max: int = Field(262_144, ge=8_192, le=4_194_304)
+    flush_points_max: int = Field(default=262_144, ge=8_192, le=4_194_304)
     """Points in one flush transaction: bounds its memory and its latency."""
-    flush_linger_ms: float = Field(2.0, ge=0, le=1_000)
+    flush_linger_ms: float = Field(default=2.0, ge=0, le=1_000)
     """How long a free writer waits for company when nothing else is pending."""
-    lookahead_bytes: ByteSize = Field(ByteSize(128 * 2**10), ge=2**16, le=4 * 2**20)
+    lookahead_bytes: ByteSize = Field(default=ByteSize(128 * 2**10), ge=2**16, le=4 * 2**20)
     """What HTTP/2 buffers of a stream that nobody reads."""
-    streams_max: int = Field(10_000, ge=1, le=1_000_000)
+    streams_max: int = Field(default=10_000, ge=1, le=1_000_000)
     """Streams open at once, of all workers together; further ones are told to retry."""
-    drain_deadline_s: float = Field(30.0, ge=0, le=3_600)
+    drain_deadline_s: float = Field(default=30.0, ge=0, le=3_600)
     """How long a stopping gateway waits for its streams and commits."""
-    start_deadline_s: float = Field(60.0, ge=0, le=3_600)
+    start_deadline_s: float = Field(default=60.0, ge=0, le=3_600)
     """How long a starting gateway waits for its database."""
 
     auth: bool | None = None
     """Whether calls need a token. May be left out only when listening on loopback: off."""
-    token_cache_s: float = Field(5.0, ge=0, le=300)
+    token_cache_s: float = Field(default=5.0, ge=0, le=300)
     """How long a verified token is believed without asking the database."""
-    token_recheck_s: float = Field(30.0, gt=0, le=3_600)
+    token_recheck_s: float = Field(default=30.0, gt=0, le=3_600)
     """How often an open stream's token is verified again."""
     reflection: bool = True
     """Whether authenticated callers may list the services (grpcurl needs it)."""
@@ -124,15 +130,15 @@ class Settings(BaseModel):
     """An S3 server other than AWS."""
     s3_region: str = "us-east-1"
     """The bucket's region."""
-    s3_access_key_id: str | None = Field(None, repr=False)
+    s3_access_key_id: str | None = Field(default=None, repr=False)
     """Unset: the standard AWS chain (environment, profile, instance role)."""
-    s3_secret_access_key: str | None = Field(None, repr=False)
+    s3_secret_access_key: str | None = Field(default=None, repr=False)
     """Goes with `s3_access_key_id`."""
     s3_addressing_style: Literal["auto", "path", "virtual"] = "auto"
     """How the bucket stands in URLs. auto: in the path with `s3_endpoint_url`, else in the host."""
     s3_public_endpoint_url: str | None = None
     """How clients reach the S3 server directly, when it differs from `s3_endpoint_url`."""
-    s3_key_prefix: str = Field("headrace/", pattern=r"^([^/\s]+/)*$")
+    s3_key_prefix: str = Field(default="headrace/", pattern=r"^([^/\s]+/)*$")
     """What every key begins with: empty, or ending in a slash."""
     s3_server_side_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = ""
     """Asked for with every object; empty leaves it to the bucket."""
@@ -143,16 +149,16 @@ class Settings(BaseModel):
 
     artifact_direct: bool = True
     """Whether clients may move bytes straight to and from S3, by signed URLs."""
-    artifact_signed_expiry_s: int = Field(3_600, ge=60, le=604_800)
+    artifact_signed_expiry_s: int = Field(default=3_600, ge=60, le=604_800)
     """How long a signed URL is valid: at least what one part takes."""
-    artifact_parts_in_flight_max: int = Field(64, ge=1, le=4_096)
+    artifact_parts_in_flight_max: int = Field(default=64, ge=1, le=4_096)
     """Parts and downloads that move at once, of all workers together: each way as many.
     Each holds about 2 MiB; further ones wait."""
-    artifact_parts_per_upload_max: int = Field(8, ge=1, le=64)
+    artifact_parts_per_upload_max: int = Field(default=8, ge=1, le=64)
     """The same for one upload or one artifact."""
-    artifact_stall_timeout_s: float = Field(60.0, ge=1, le=3_600)
+    artifact_stall_timeout_s: float = Field(default=60.0, ge=1, le=3_600)
     """Without progress for so long, a transfer is given up."""
-    artifact_upload_expiry_s: float = Field(86_400.0, ge=1)
+    artifact_upload_expiry_s: float = Field(default=86_400.0, ge=1)
     """Uploads without progress for so long are aborted, and their parts deleted."""
 
     @property
