@@ -179,6 +179,7 @@ async def test_every_point_is_stored_exactly_once_whatever_is_killed_or_cut(
                 # Alone at first; later also two at once.
                 together = 2 if rounds and len(order) > 1 and stage.random.random() < 0.3 else 1
                 kinds = [order.pop() for _ in range(together)]
+                print(f"{time.monotonic() - started:6.1f} s: {' + '.join(kinds)}", flush=True)
                 await asyncio.gather(*(violence.do(kind) for kind in kinds))
                 seconds = await stage.progress(_RECOVERY_S)
                 slowest = max(slowest, (seconds, " + ".join(kinds)))

@@ -262,7 +262,9 @@ class Scene:
             elapsed = time.monotonic() - started
             if not waiting:
                 return elapsed
-            assert elapsed < deadline_s, f"no progress for {elapsed:.0f} s of senders {waiting}"
+            if elapsed > deadline_s:
+                log = self.gateway.log_path.read_text(encoding="utf-8")[-6_000:]
+                raise AssertionError(f"no progress of senders {waiting}; the gateway says:\n{log}")
             await asyncio.sleep(0.05)
 
     async def backends(self) -> list[int]:
@@ -334,7 +336,7 @@ async def scene(*, seed: int) -> AsyncIterator[Scene]:
     # Not pytest's directory: its long paths do not fit a Unix socket's address.
     with tempfile.TemporaryDirectory(prefix="headrace-scene-") as name:
         directory = Path(name)
-        os.chmod(name, 0o711)  # noqa: PTH101 - no I/O to wait for; PostgreSQL may be another user
+        directory.chmod(0o711)  # noqa: ASYNC240 - PostgreSQL may run under another account
         with EmbeddedPostgres(directory / "pg", settings={"shared_buffers": "128MB"}) as postgres:
             one = Scene(directory, postgres, seed=seed)
             try:
