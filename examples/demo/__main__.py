@@ -20,6 +20,7 @@ from examples.demo.wire import Wire
 
 START_INTERVAL_S: Final = 0.05
 LOOK_INTERVAL_S: Final = 0.2
+POLL_S: Final = 0.02
 CUT_S: Final = 2.0
 DOWN_S: Final = 1.0
 DEADLINE_S: Final = 300.0
@@ -42,7 +43,9 @@ class Demo:
         self._gateway = Gateway(directory)
         self._observer = Observer(directory)
         self._wire = Wire(self._gateway.address)
-        self._progress = Progress(jobs=self._jobs, expected_points=self._expected_points)
+        self._progress = Progress(
+            console=console, jobs=self._jobs, expected_points=self._expected_points
+        )
 
     async def run(self) -> bool:
         """Run it; return whether the audit found nothing wrong."""
@@ -50,6 +53,7 @@ class Demo:
         self._prepare()
         await self._gateway.start()
         await self._wire.open()
+        self._progress.tell("gateway and PostgreSQL started")
         self._trainers = Trainers(directory=self._directory, address=self._wire.address)
         try:
             with Live(self._progress, console=self._console, refresh_per_second=4):
@@ -92,12 +96,16 @@ class Demo:
             group.create_task(self._kill_gateway())
         for trainer in self._trainers.all:
             await trainer.process.wait()
+        self._progress.tell("all trainers have ended; the senders deliver the rest")
 
     async def _start_jobs(self) -> None:
         # The victims of the story first, so that they are well under way.
         for job in sorted(self._jobs, key=lambda job: -job.ranks):
             await self._trainers.start(job)
             await asyncio.sleep(START_INTERVAL_S)
+        self._progress.tell(
+            f"{len(self._trainers.all)} processes of {len(self._jobs)} jobs started"
+        )
 
     async def _cut_network(self) -> None:
         await self._reached(CUT_AT)
@@ -108,10 +116,9 @@ class Demo:
         self._progress.tell("network back")
 
     async def _kill_trainer(self, job: Job) -> None:
-        while not (victim := self._find(job)) or (
-            victim.logged_points()[1] < TRAINER_KILL_AT * job.expected_points
-        ):
-            await asyncio.sleep(0.02)
+        enough = TRAINER_KILL_AT * job.expected_points
+        while not (victim := self._find(job)) or victim.logged_points()[1] < enough:
+            await asyncio.sleep(POLL_S)
         victim.kill()
         await victim.process.wait()
         self._progress.tell(f"trainer {job.name} killed at {victim.logged_points()[1]:,} points")
@@ -132,12 +139,15 @@ class Demo:
     async def _reached(self, part: float) -> None:
         """Return when the jobs have logged this part of all points."""
         while self._trainers.logged_points() < part * self._expected_points:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(POLL_S)
 
     async def _drained(self) -> None:
         """Return when the senders have delivered what the trainers left in their spools."""
-        while not await self._observer.all_stored(self._trainers.logged_points()):
+        logged_points = self._trainers.logged_points()
+        await self._observer.look()
+        while self._observer.stored_points < logged_points or self._observer.runs_open:
             await asyncio.sleep(LOOK_INTERVAL_S)
+            await self._observer.look()
 
     async def _watch(self) -> None:
         while True:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 SINGLE_JOBS: Final = 52
 RANK_JOBS: Final = 4
 RANKS: Final = 2
@@ -160,11 +162,17 @@ class Trainers:
         ]
 
     async def stop(self) -> None:
-        """Kill what is still running, when the demo ends early."""
+        """End what is still running, when the demo ends early.
+
+        Senders outlive their trainers, and would wait for this gateway for ever.
+        """
         for trainer in self.all:
             if trainer.process.returncode is None:
                 trainer.process.kill()
                 await trainer.process.wait()
+        for process in psutil.process_iter(["cmdline"]):
+            if any(str(self.directory / "spools") in part for part in process.info["cmdline"] or ()):
+                process.terminate()
 
     async def _start(self, job: Job, rank: int, attempt: int) -> Trainer:
         label = f"{job.name}-rank-{rank}-attempt-{attempt}"

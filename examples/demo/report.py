@@ -12,7 +12,6 @@ import matplotlib as mpl
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from examples.demo.audit import Finding
 from examples.demo.jobs import Job
@@ -30,13 +29,14 @@ class Progress:
     """The live view. `update` and `tell` feed it; rich draws it.
 
     Attributes:
+        console: where the story is told, above the numbers.
         jobs: all jobs.
         expected_points: what they log when nothing repeats.
     """
 
+    console: Console
     jobs: Sequence[Job]
     expected_points: int
-    events: list[str] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
     _row: tuple[str, ...] = ("", "", "", "", "", "")
     _logged_points: int = 0
@@ -44,7 +44,7 @@ class Progress:
 
     def tell(self, event: str) -> None:
         """Add a line to the story."""
-        self.events.append(f"{time.monotonic() - self._began:5.1f} s  {event}")
+        self.console.print(f"[dim]{time.monotonic() - self._began:5.1f} s[/]  {event}")
 
     def update(
         self,
@@ -78,7 +78,7 @@ class Progress:
             column.justify = "right"
         table.add_row(*self._row)
         bar = ProgressBar(total=self.expected_points, completed=self._logged_points, width=78)
-        return Group(table, bar, Text("\n".join(self.events)))
+        return Group(table, bar)
 
 
 def print_best_runs(console: Console, address: str, jobs: Sequence[Job]) -> None:

@@ -20,6 +20,14 @@ INGEST_CONNECTIONS: Final = 2
 QUERY_CONNECTIONS: Final = 4
 CONNECTIONS_BUDGET: Final = INGEST_CONNECTIONS + QUERY_CONNECTIONS
 
+DATABASE_DOWN: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the connection broke inside a statement
+)
+
 
 def free_port() -> int:
     """Return a loopback port that nobody listens on."""
@@ -90,16 +98,19 @@ class Observer:
 
     Attributes:
         stored_points: the points committed, when last seen.
+        runs_open: the runs that have not ended, when last seen.
         connections: the gateway's database connections, when last seen.
         connections_max: the most ever seen.
     """
 
     def __init__(self, directory: Path) -> None:
         self.stored_points = 0
+        self.runs_open = 0
         self.connections = 0
         self.connections_max = 0
         self._directory = directory / "gateway"
         self._connection: asyncpg.Connection | None = None
+        self._turn = asyncio.Lock()
 
     async def connection(self) -> asyncpg.Connection:
         """Return a live connection.
@@ -116,29 +127,24 @@ class Observer:
 
     async def look(self) -> None:
         """Refresh the numbers; keep the old ones while the database is down."""
-        try:
-            connection = await self.connection()
-            self.connections = await connection.fetchval(
-                "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
-                " AND application_name LIKE 'headrace%'"
-            )
-            self.stored_points = await connection.fetchval(
-                "SELECT coalesce(sum(accepted_points), 0)::bigint FROM writers"
-            )
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            self.connections = 0
-            if self._connection is not None:
-                self._connection.terminate()
-                self._connection = None
+        async with self._turn:
+            try:
+                connection = await self.connection()
+                self.connections = await connection.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                    " AND application_name LIKE 'headrace%'"
+                )
+                row = await connection.fetchrow(
+                    "SELECT (SELECT coalesce(sum(accepted_points), 0)::bigint FROM writers),"
+                    " (SELECT count(*) FROM runs WHERE state = 1)"
+                )
+                self.stored_points, self.runs_open = row
+            except DATABASE_DOWN:
+                self.connections = 0
+                if self._connection is not None:
+                    self._connection.terminate()
+                    self._connection = None
         self.connections_max = max(self.connections_max, self.connections)
-
-    async def all_stored(self, logged_points: int) -> bool:
-        """Whether every point is stored and every run has ended."""
-        await self.look()
-        if self.stored_points < logged_points:
-            return False
-        connection = await self.connection()
-        return not await connection.fetchval("SELECT count(*) FROM runs WHERE state = 1")
 
     async def close(self) -> None:
         """Close the connection."""
