@@ -147,18 +147,21 @@ def _decode(data: bytes, shapes: NDArray[np.int64], offsets: NDArray[np.int64]) 
         first_step[chosen] = first
         count = shape >> 1
         if shape & 1:
-            steps = first[:, None] + rows["steps"]["item"]
+            offset = rows["steps"]["item"]
         else:
             stride = (rows["last_step"] - first) // max(count - 1, 1)
-            steps = first[:, None] + stride[:, None] * np.arange(count)
-        times = rows["first_time"][:, None] + rows["times"]["item"]
-        if len(chosen) == len(shapes):
-            where: NDArray[np.intp] | slice = slice(None)
+            offset = stride[:, None] * np.arange(count)
+        columns = (step, time_us, value)
+        if len(chosen) == len(shapes):  # as most pages are: no scattering, no copies between
+            of_chunk = [column.reshape(-1, count) for column in columns]
+            np.add(first[:, None], offset, out=of_chunk[0])
+            np.add(rows["first_time"][:, None], rows["times"]["item"], out=of_chunk[1])
+            of_chunk[2][...] = rows["values"]["item"]
         else:
-            where = (starts[chosen][:, None] + np.arange(count)).ravel()
-        step[where] = steps.ravel()
-        time_us[where] = times.ravel()
-        value[where] = rows["values"]["item"].ravel()
+            where = starts[chosen][:, None] + np.arange(count)
+            step[where] = first[:, None] + offset
+            time_us[where] = rows["first_time"][:, None] + rows["times"]["item"]
+            value[where] = rows["values"]["item"]
     return Chunks(
         position=scalars["position"],
         first_step=first_step,
@@ -209,10 +212,11 @@ async def copy_chunks(
     connection: asyncpg.Connection,
     query: str,
     *arguments: object,
-    take: Callable[[Chunks], Awaitable[None]],
+    take: Callable[[Chunks, bool], Awaitable[None]],
 ) -> None:
     """Run a query of chunk rows and hand its chunks on, a page at a time.
 
+    `take` gets a page, and whether it is known to be the last.
     While `take` works, PostgreSQL waits: nothing piles up. An error of `take`
     ends the query and is raised here.
     """
@@ -223,13 +227,13 @@ async def copy_chunks(
         if decoder.pending_bytes >= _PAGE_BYTES:
             chunks = decoder.take()
             if chunks is not None:
-                await take(chunks)
+                await take(chunks, False)
 
     query = query.rstrip(";")  # it becomes a part of COPY (…)
     await connection.copy_from_query(query, *arguments, output=receive, format="binary")
     chunks = decoder.take()
     if chunks is not None:
-        await take(chunks)
+        await take(chunks, True)
 
 
 async def copy_outlines(

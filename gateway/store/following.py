@@ -131,7 +131,7 @@ class Follower:
         """Push the points of `news`, which must come from the same snapshot."""
         found = np.zeros(len(news), np.int64)
 
-        async def receive(chunks: Chunks) -> None:
+        async def receive(chunks: Chunks, _last: bool) -> None:
             np.add.at(found, chunks.position, np.diff(chunks.starts))
             for part in _parts(chunks, news, self._query):
                 await take(part)
@@ -151,7 +151,7 @@ class Follower:
         connection: asyncpg.Connection,
         news: list[News],
         where: list[tuple[int, int, int]],
-        receive: Callable[[Chunks], Awaitable[None]],
+        receive: Callable[[Chunks, bool], Awaitable[None]],
     ) -> None:
         """Copy the news at some positions, of the chunks that begin between two steps."""
         items = [news[position] for position, _, _ in where]

@@ -403,8 +403,8 @@ class _Fold:
         self._resolver = read.resolver()
         self._reducer: M4Reducer | None = None
 
-    async def take(self, chunks: Chunks) -> None:
-        """Take the next page."""
+    async def take(self, chunks: Chunks, last: bool) -> None:
+        """Take the next page; after the last one, `finish` is still to be called."""
         position, attempt = chunks.position, chunks.attempt
         change = position[1:] != position[:-1]
         if self._read.apart:
@@ -417,7 +417,9 @@ class _Fold:
             self._check_order(chunks.first_step[begin:end])
             points = chunks.points.take(slice(chunks.starts[begin], chunks.starts[end]))
             points = self._read.wanted(points, self._groups[group[0]])
-            await self._give(self._resolver.push(points, complete_below=self._last_first_step))
+            whole = last or end < len(chunks)
+            below = STEP_MAX + 1 if whole else self._last_first_step
+            await self._give(self._resolver.push(points, complete_below=below))
 
     async def finish(self) -> None:
         """End the last group."""

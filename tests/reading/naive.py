@@ -44,7 +44,7 @@ def order(point: Stored) -> tuple[int, int, tuple[bool, float]]:
     return point.attempt, point.time_us, number_order(point.value)
 
 
-def read(  # noqa: PLR0913
+def read(
     history: History,
     *,
     policy: str = "LAST",

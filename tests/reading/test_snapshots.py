@@ -18,6 +18,7 @@ from gateway.store.reading import MetricReading
 from tests.reading import naive
 from tests.reading.histories import KEYS, Script, scripts, store
 from tests.reading.naive import Row
+from tests.reading.reads import read_metrics, rows_of
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 MICROSECOND = datetime.timedelta(microseconds=1)
@@ -28,28 +29,6 @@ property_test = settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-
-
-async def read_metrics(
-    reading: MetricReading, run_id: UUID, **fields: object
-) -> list[pb.SeriesColumns]:
-    """Return the messages of a read, through the service and back from its bytes."""
-    request = pb.ReadMetricsRequest(run_id=run_id.hex, **fields)  # type: ignore[arg-type]
-    service = MetricReadService(reading)
-    return [
-        pb.ReadMetricsResponse.FromString(data).columns
-        async for data in service.read_metrics(request, None)
-    ]
-
-
-def rows_of(messages: list[pb.SeriesColumns]) -> list[Row]:
-    return [
-        (columns.key, columns.rank, columns.attempt, step, time_us, value)
-        for columns in messages
-        for step, time_us, value in zip(
-            columns.step, columns.time_unix_us, columns.value, strict=True
-        )
-    ]
 
 
 def assert_same(actual: list[Row], expected: list[Row]) -> None:
@@ -102,6 +81,7 @@ async def test_the_view_and_a_read_and_plain_python_agree(
     aggregation=st.sampled_from([None, "MEAN", "MIN", "MAX", "SUM"]),
 )
 async def test_every_choice_of_a_read_agrees_with_plain_python(
+    *,
     script: Script,
     policy: int,
     keys: set[str],

@@ -71,7 +71,7 @@ FROM (
     CROSS JOIN LATERAL (
         SELECT c.first_step >= $5 AND c.last_step <= b.last_visible_step AS whole
     ) w
-    LEFT JOIN LATERAL (
+    CROSS JOIN LATERAL (
         SELECT min(step) AS first_step, max(step) AS last_step
         FROM (
             SELECT c.first_step + coalesce(p.step_offset::bigint, (p.place - 1)
@@ -79,8 +79,8 @@ FROM (
             FROM unnest(c.step_offsets, c.time_offsets) WITH ORDINALITY
                 AS p (step_offset, time_offset, place)
         ) s
-        WHERE step BETWEEN $5 AND b.last_visible_step
-    ) inside ON NOT whole
+        WHERE NOT whole AND step BETWEEN $5 AND b.last_visible_step
+    ) inside
     WHERE c.first_step <= b.last_visible_step
 ) chunk
 GROUP BY position, attempt
@@ -194,7 +194,8 @@ WITH cut AS (
     SELECT
         u.series_id,
         u.attempt,
-        sum(coalesce(inside.point_count, cardinality(c.values)))::bigint AS point_count,
+        sum(CASE WHEN whole THEN cardinality(c.values) ELSE inside.point_count END)::bigint
+            AS point_count,
         max(CASE WHEN whole THEN c.last_step ELSE inside.last_step END) AS last_step,
         min(CASE WHEN whole THEN c.min_value ELSE inside.min_value END) AS min_value,
         max(nullif(CASE WHEN whole THEN c.max_value ELSE inside.max_value END, 'NaN'))
@@ -203,7 +204,7 @@ WITH cut AS (
     JOIN metric_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
         AND c.attempt = u.attempt AND c.first_step < u.hidden_from_step
     CROSS JOIN LATERAL (SELECT c.last_step < u.hidden_from_step AS whole) w
-    LEFT JOIN LATERAL (
+    CROSS JOIN LATERAL (
         SELECT
             count(*) AS point_count,
             max(step) AS last_step,
@@ -215,8 +216,8 @@ WITH cut AS (
             FROM unnest(c.step_offsets, c.values) WITH ORDINALITY
                 AS p (step_offset, value, place)
         ) s
-        WHERE step < u.hidden_from_step
-    ) inside ON NOT whole
+        WHERE NOT whole AND step < u.hidden_from_step
+    ) inside
     GROUP BY u.series_id, u.attempt
 )
 SELECT
