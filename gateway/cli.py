@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -20,9 +21,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gateway import doctor
+from gateway.artifacts.cleanup import Report
+from gateway.artifacts.wiring import open_artifacts
 from gateway.config import Settings, SettingsError, load
 from gateway.domain.errors import HeadraceError
-from gateway.embedded import Embedded, EmbeddedError, reach
+from gateway.embedded import (
+    Embedded,
+    EmbeddedError,
+    EmbeddedPostgres,
+    EmbeddedS3,
+    reach,
+    reach_stores,
+)
 from gateway.server import StartError, prepare_database, serve
 from gateway.store import migrate as migrations
 from gateway.store.connections import Database
@@ -50,6 +61,8 @@ tokens = typer.Typer(
     help="Make, list and revoke the tokens that callers present.", no_args_is_help=True
 )
 app.add_typer(tokens, name="token")
+artifacts = typer.Typer(help="Look after the bucket of artifacts.", no_args_is_help=True)
+app.add_typer(artifacts, name="artifacts")
 
 Config = Annotated[
     Path | None,
@@ -163,15 +176,7 @@ def _serve(settings: Settings) -> bool:
         embedded = None
         if settings.embedded is not None:
             embedded = stack.enter_context(Embedded(settings.embedded))
-            settings = settings.model_copy(
-                update={
-                    "dsn": embedded.postgres.socket_dsn,
-                    "s3_bucket": embedded.s3.bucket,
-                    "s3_endpoint_url": embedded.s3.endpoint_url,
-                    "s3_access_key_id": embedded.s3.access_key_id,
-                    "s3_secret_access_key": embedded.s3.secret_access_key,
-                }
-            )
+            settings = _with_stores(settings, embedded.postgres, embedded.s3)
 
         def ready(address: str, metrics_url: str) -> None:
             typer.echo(_ready_line(settings, address, metrics_url))
@@ -190,6 +195,18 @@ def _serve(settings: Settings) -> bool:
 
         one = settings.workers == 1 and embedded is None
         return asyncio.run(alone() if one else supervised())
+
+
+def _with_stores(settings: Settings, postgres: EmbeddedPostgres, s3: EmbeddedS3) -> Settings:
+    return settings.model_copy(
+        update={
+            "dsn": postgres.socket_dsn,
+            "s3_bucket": s3.bucket,
+            "s3_endpoint_url": s3.endpoint_url,
+            "s3_access_key_id": s3.access_key_id,
+            "s3_secret_access_key": s3.secret_access_key,
+        }
+    )
 
 
 def _ready_line(settings: Settings, address: str, metrics_url: str) -> str:
@@ -332,6 +349,78 @@ def token_revoke(
     typer.echo(f"token {token_id} is revoked")
 
 
+@app.command("doctor")
+def doctor_command(
+    config: Config = None,
+    dsn: Dsn = None,
+    embedded: EmbeddedDirectory = None,
+    json_: AsJson = False,
+) -> None:
+    """Check database and bucket as the gateway uses them, and say what to change.
+
+    Exits with 1 if anything is bad.
+
+    headrace-gateway doctor --dsn postgresql://tracker@db/headrace
+    """
+    with _running(_settings({"dsn": dsn, "embedded": embedded}, config)) as settings:
+        findings = asyncio.run(doctor.diagnose(settings))
+    if json_:
+        typer.echo(doctor.as_json(findings))
+    else:
+        Console().print(doctor.as_table(findings))
+    if not doctor.healthy(findings):
+        raise typer.Exit(1)
+
+
+@artifacts.command("reconcile")
+def artifacts_reconcile(
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run/--remove", help="Only report, or remove orphans too.")
+    ] = True,
+    older_than_s: Annotated[
+        float, typer.Option(help="Leave younger objects alone, in seconds.")
+    ] = 86_400.0,
+    config: Config = None,
+    dsn: Dsn = None,
+    embedded: EmbeddedDirectory = None,
+    json_: AsJson = False,
+) -> None:
+    """Compare the bucket with the database: orphans, and content whose object is missing.
+
+    Safe beside running gateways. Exits with 1 if content is missing.
+
+    headrace-gateway artifacts reconcile --embedded ./data --remove
+    """
+
+    async def compare(settings: Settings) -> Report:
+        await migrations.migrate(settings.dsn)
+        async with (
+            _database(settings.dsn) as database,
+            open_artifacts(settings, database) as opened,
+        ):
+            if opened is None:
+                raise SettingsError(["which bucket? set HEADRACE_GATEWAY_S3_BUCKET"])
+            return await opened.cleanup.reconcile(dry_run=dry_run, older_than_s=older_than_s)
+
+    with _running(_settings({"dsn": dsn, "embedded": embedded}, config)) as settings:
+        report = asyncio.run(compare(settings))
+    if json_:
+        typer.echo(json.dumps(asdict(report)))
+    else:
+        for key in (*report.orphan_objects, *report.orphan_uploads):
+            typer.echo(f"{'removed' if report.removed else 'orphan'}: {key}")
+        for key in report.missing_objects:
+            typer.echo(f"missing: {key}")
+        typer.echo(
+            f"{report.orphan_object_count} orphan objects, {report.orphan_upload_count} orphan"
+            f" uploads{' removed' if report.removed else ' (use --remove)'},"
+            f" {report.missing_object_count} objects missing"
+        )
+    if report.missing_object_count:
+        raise typer.Exit(1)
+
+
 @app.command()
 def version(json_: AsJson = False) -> None:
     """Print the version of the gateway and of its database schema."""
@@ -368,6 +457,16 @@ def _dsn(settings: Settings) -> Iterator[str]:
     else:
         with reach(settings.embedded) as dsn:
             yield dsn
+
+
+@contextlib.contextmanager
+def _running(settings: Settings) -> Iterator[Settings]:
+    """Yield settings whose stores run: the embedded ones are started, or found running."""
+    if settings.embedded is None:
+        yield settings
+    else:
+        with reach_stores(settings.embedded) as (postgres, s3):
+            yield _with_stores(settings, postgres, s3)
 
 
 @contextlib.asynccontextmanager

@@ -450,6 +450,22 @@ def reach(directory: Path) -> Iterator[str]:
         embedded.stop()
 
 
+@contextlib.contextmanager
+def reach_stores(directory: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedS3]]:
+    """Yield both servers of a directory, running, whether a gateway runs them or not.
+
+    Raises:
+        EmbeddedError: one does not start.
+    """
+    try:
+        embedded = Embedded(directory)
+    except DirectoryInUseError:
+        yield EmbeddedPostgres(directory), EmbeddedS3(directory)
+        return
+    with embedded:
+        yield embedded.postgres, embedded.s3
+
+
 class _State:
     """The JSON file of one directory that remembers secrets and ports."""
 

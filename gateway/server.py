@@ -29,6 +29,7 @@ from headrace.v1 import (
 from gateway.artifacts.wiring import Artifacts, open_artifacts
 from gateway.certificates import server_credentials
 from gateway.config import Settings, split_address
+from gateway.doctor import log_findings
 from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
 from gateway.ingest.engine import IngestEngine, IngestSettings
 from gateway.rpc.artifact_service import ArtifactService
@@ -142,6 +143,7 @@ async def serve(
             await probes.set(name, health_pb2.HealthCheckResponse.SERVING)
         gauges = asyncio.create_task(_keep_gauges(stores.database, engine))
         cleanup = asyncio.create_task(_clean_up(stores))
+        checkup = asyncio.create_task(_check_up(settings, worker))
         try:
             on_ready(port)
             await stopping.wait()
@@ -151,6 +153,7 @@ async def serve(
         finally:
             gauges.cancel()
             cleanup.cancel()
+            checkup.cancel()
             await server.stop(0 if hurrying.is_set() else _STOP_GRACE_S)
             await engine.close()
         _LOG.info("stopped", drained=drained)
@@ -262,6 +265,15 @@ async def _drain(engine: IngestEngine, deadline_s: float, hurrying: asyncio.Even
 async def _clean_up(stores: Stores) -> None:
     if stores.artifacts is not None:
         await stores.artifacts.cleanup.run()
+
+
+async def _check_up(settings: Settings, worker: int) -> None:
+    """Log what the doctor finds, once a gateway; whatever it is, the gateway serves."""
+    if worker == 0:
+        try:
+            await log_findings(settings)
+        except Exception as error:  # the doctor must not kill the patient
+            _LOG.warning("the doctor failed", error=repr(error))
 
 
 async def _keep_gauges(database: Database, engine: IngestEngine) -> None:

@@ -355,10 +355,13 @@ class Bucket:
         """Yield every unfinished multipart upload whose key begins so, in pages."""
         marker: dict[str, Any] = {}
         while True:
-            answer = await self._call(
-                "ListMultipartUploads",
-                self._control.list_multipart_uploads(Bucket=self.name, Prefix=prefix, **marker),
-            )
+            try:
+                answer = await self._call(
+                    "ListMultipartUploads",
+                    self._control.list_multipart_uploads(Bucket=self.name, Prefix=prefix, **marker),
+                )
+            except UploadForgottenError:  # rclone's way to say that there never was one
+                return
             yield [
                 StoredObject(
                     key=item["Key"], modified_at=item["Initiated"], s3_upload_id=item["UploadId"]
