@@ -72,7 +72,6 @@ async def test_dying_backends_count_against_the_budget(database_dsn: str, tmp_pa
             stop.set()
             result = await running
             await killer.close()
-            await _until_all_are_back(database_dsn, _BUDGET)
         assert killed > 20
         assert watch.connections_max == _BUDGET
         assert not result.errors, result.errors

@@ -109,7 +109,7 @@ class Violence:
     async def _cut_commit(self, moment: Moment) -> bool:
         trap = self._scene.database_wire.trap_commit(moment, after_copy=True)
         sprung = await trap.wait(_TRAP_S)
-        self._scene.database_wire.disarm()
+        self._scene.database_wire.disarm(trap)
         expected = {Moment.BEFORE: "before", Moment.REPLY: "COMMIT"}
         return sprung and trap.outcome == expected.get(moment, trap.outcome)
 
@@ -118,7 +118,7 @@ class Violence:
         wire = self._scene.database_wire
         trap = wire.trap_commit(Moment.REPLY, Fault.HOLE, after_copy=True)
         sprung = await trap.wait(_TRAP_S)
-        wire.disarm()
+        wire.disarm(trap)
         await self._kill_gateway()
         wire.cut()
         return sprung and trap.outcome == "COMMIT"
@@ -127,7 +127,7 @@ class Violence:
         pattern = "committed_sequence = u.last_sequence" if kinds == "E" else ""
         trap = self._scene.database_wire.trap(kinds, pattern, moment=moment)
         sprung = await trap.wait(_TRAP_S)
-        self._scene.database_wire.disarm()
+        self._scene.database_wire.disarm(trap)
         return sprung
 
     async def _hold_database_wire(self) -> bool:
@@ -184,7 +184,6 @@ async def test_every_point_is_stored_exactly_once_whatever_is_killed_or_cut(
                 seconds = await stage.progress(_RECOVERY_S)
                 slowest = max(slowest, (seconds, " + ".join(kinds)))
             rounds += 1
-        stage.database_wire.disarm()
         await stage.finish()
         points = await stage.check()
         print(

@@ -180,9 +180,10 @@ class Proxy:
         pattern = r"^\s*commit\b"
         return self.trap("QE", pattern, moment=moment, fault=fault, after_copy=after_copy)
 
-    def disarm(self) -> None:
-        """Remove the traps that have not sprung."""
-        self._traps.clear()
+    def disarm(self, trap: Trap) -> None:
+        """Remove a trap if it has not sprung."""
+        if trap in self._traps:
+            self._traps.remove(trap)
 
     def sprung_by(self, message: FrontendMessage, *, copied: bool) -> Trap | None:
         for trap in self._traps:
