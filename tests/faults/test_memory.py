@@ -70,8 +70,8 @@ async def test_idle_stream_costs_less_than_60_kilobytes(database_dsn: str, tmp_p
 async def test_a_thousand_stalled_streams_stay_under_the_formula_and_lose_nothing(
     database_dsn: str, tmp_path: Path
 ) -> None:
-    arguments = ["--pending-bytes-max", str(_PENDING_BYTES_MAX)]
-    arguments += ["--lookahead-bytes", str(_LOOKAHEAD_BYTES)]
+    arguments = ["--set", f"pending_bytes_max={_PENDING_BYTES_MAX}"]
+    arguments += ["--set", f"lookahead_bytes={_LOOKAHEAD_BYTES}"]
     points = 2 * _BATCH_POINTS
     with GatewayProcess(database_dsn, tmp_path, arguments=arguments) as gateway:
         process = psutil.Process(gateway.pid)
