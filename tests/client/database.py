@@ -47,17 +47,17 @@ def fetch(dsn: str, statement: str, *arguments: object) -> list[Any]:
 
 
 def stored(dsn: str, run_id: str) -> Stored:
-    """What is stored of a run now."""
+    """What is stored of a run now: its points at least as new as its writers and state."""
     identifier = uuid.UUID(run_id)
     states = fetch(dsn, "SELECT state FROM runs WHERE run_id = $1", identifier)
-    points = fetch(
-        dsn,
-        "SELECT key, rank, attempt, step, value FROM metric_points_raw WHERE run_id = $1",
-        identifier,
-    )
     (writers,) = fetch(
         dsn,
         "SELECT count(*) AS all, count(finished_at) AS finished FROM writers WHERE run_id = $1",
+        identifier,
+    )
+    points = fetch(
+        dsn,
+        "SELECT key, rank, attempt, step, value FROM metric_points_raw WHERE run_id = $1",
         identifier,
     )
     return Stored(

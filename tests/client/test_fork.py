@@ -16,7 +16,7 @@ from tests.client.reading import read_spool
 from tests.support.gateway_process import GatewayProcess
 
 ROUNDS = 50
-ONLINE_ROUNDS = 5
+ONLINE_ROUNDS = 50
 """Each logging worker starts a sender: 0.3 s of CPU. All rounds fork; these also deliver."""
 
 
