@@ -244,6 +244,7 @@ class ConnectionWatch:
 
     Attributes:
         connections_max: the most client backends of gateways ever seen at once.
+        backends_at_max: what they were: name, pid, state and last statement.
         polls: how often it looked.
     """
 
@@ -252,6 +253,7 @@ class ConnectionWatch:
         self._interval_s = interval_s
         self._task: asyncio.Task[None] | None = None
         self.connections_max = 0
+        self.backends_at_max: list[str] = []
         self.polls = 0
 
     async def __aenter__(self) -> Self:
@@ -279,17 +281,20 @@ class ConnectionWatch:
         connection = await asyncpg.connect(self._dsn, timeout=5)
         try:
             while True:
-                self.connections_max = max(self.connections_max, await gateway_backends(connection))
+                backends = await gateway_backends(connection)
+                if len(backends) > self.connections_max:
+                    self.connections_max, self.backends_at_max = len(backends), backends
                 self.polls += 1
                 await asyncio.sleep(self._interval_s)
         finally:
             connection.terminate()
 
 
-async def gateway_backends(connection: Any) -> int:
-    """Count the backends of gateways in this connection's database."""
-    count = await connection.fetchval(
-        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+async def gateway_backends(connection: Any) -> list[str]:
+    """Describe the backends of gateways in this connection's database."""
+    rows = await connection.fetch(
+        "SELECT concat_ws(' ', application_name, pid, state, left(query, 60)) AS backend"
+        " FROM pg_stat_activity WHERE backend_type = 'client backend'"
         " AND application_name LIKE 'headrace%' AND datname = current_database()"
     )
-    return int(count)
+    return [row["backend"] for row in rows]
