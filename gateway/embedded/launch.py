@@ -1,7 +1,7 @@
 """Becomes another program that ends when this one's parent ends.
 
-Run as a script (`python -I -S embedded_launch.py PARENT SIGNAL UID GID CAPABILITY PROGRAM …`)
-by `gateway.embedded`, never imported. It drops to UID:GID (unless UID is -1),
+Run as a script (`python -I -S launch.py PARENT SIGNAL UID GID CAPABILITY PROGRAM …`)
+by `gateway.embedded.processes`, never imported. It drops to UID:GID (unless UID is -1),
 asks the kernel for SIGNAL when the process PARENT ends, and executes PROGRAM.
 Between fork and exec of the gateway itself none of this could be done safely:
 other threads may hold locks there.
