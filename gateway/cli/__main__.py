@@ -1,0 +1,5 @@
+"""`python -m gateway.cli` is `headrace-gateway`."""
+
+from gateway.cli import main
+
+main()
