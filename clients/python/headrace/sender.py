@@ -45,7 +45,7 @@ BACKOFF_MAX_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 30.0
 """A unary call that takes longer has failed."""
 
-FSYNC_AGE_S: Final = 1.0
+HOUSEKEEPING_INTERVAL_S: Final = 2.0
 """Records that stay unacknowledged for longer are made to survive a power loss, together."""
 
 
@@ -162,7 +162,7 @@ class Sender:
                         self._log("the gateway asked to reconnect")
                         await asyncio.sleep(random.uniform(0, end.reconnect_within_s))
                         continue
-                    if self._once and not self._stream.unacknowledged:
+                    if self._once and self._stream.settled:
                         return False
             except grpc.aio.AioRpcError as error:
                 failure = failure_of(error)
@@ -236,16 +236,16 @@ class Sender:
             self._run_created = False
 
     async def _keep_house(self) -> None:
-        """Every second: looks at the trainer, writes the note, makes old records durable."""
+        """Now and then: looks at the trainer, writes the note, makes old records durable."""
         synced: tuple[int, int] = (0, 0)
         while True:
-            await asyncio.sleep(FSYNC_AGE_S)
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
             if not self._directory.exists():
                 raise SenderStoppedError(f"the spool {self._directory} was deleted")
             self._watch.look()
             self._tell_damages()
             self.status.write()
-            if self._stream is not None and not self._stream.unacknowledged:
+            if self._stream is not None and self._stream.settled:
                 continue
             end = self._reader.end_of_spool()
             if end != synced:

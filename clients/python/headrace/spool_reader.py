@@ -79,6 +79,7 @@ class SpoolReader:
         self._offset = 0
         self._doubts = 0
         self._lost_until = 0
+        self._trimmed_until = 1
 
     def close(self) -> None:
         """Closes the segment."""
@@ -137,10 +138,13 @@ class SpoolReader:
 
     def trim(self, committed_sequence: int) -> None:
         """Deletes the segments whose records are all committed; never the last one."""
+        if self._segment_first == self._trimmed_until:
+            return
         firsts = spool_files.segments(self._directory)
         for first, following in itertools.pairwise(firsts):
             if following <= committed_sequence + 1 and first != self._segment_first:
                 spool_files.segment_path(self._directory, first).unlink(missing_ok=True)
+                self._trimmed_until = following
 
     def fsync(self, first_segment: int) -> None:
         """Makes the segments from one on survive a power loss."""

@@ -31,14 +31,16 @@ METHOD: Final = "/headrace.v1.MetricService/WriteMetrics"
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 """Sent and unacknowledged: 36 of the largest batches, a second of a wide run."""
 
-LINGER_S: Final = 0.05
-"""After sending less than half a batch, gather for so long before looking again."""
+LINGER_S: Final = 0.1
+"""After sending less than half a batch, gather for so long before looking again. A
+message costs about 1 ms of CPU here whatever it carries: 64 trainers that log 100
+times a second would take 1.7 cores at 50 ms, and take 0.8 at 100 ms."""
 
 ACTIVE_S: Final = 0.5
 """After the last record or wake-up, look every LINGER_S for so long: more than
 twice the least time between two wake-ups of a trainer."""
 
-IDLE_S: Final = 1.0
+IDLE_S: Final = 2.0
 """Otherwise sleep until woken, and look whether the trainer lives at least this often."""
 
 KEYS_MESSAGE_BYTES: Final = 256 * 1024
@@ -99,6 +101,8 @@ class WriterStream:
         self._active_until = 0.0
         self._draining = False
         self._everything_sent = False
+        self._opened = False
+        self._opened_finished = False
         self._call: _Call = channel.stream_stream(
             METHOD,
             request_serializer=None,
@@ -106,9 +110,9 @@ class WriterStream:
         )(metadata=metadata)
 
     @property
-    def unacknowledged(self) -> bool:
-        """Whether records were sent that are not acknowledged yet."""
-        return bool(self._in_flight)
+    def settled(self) -> bool:
+        """Whether the stream is open and everything sent on it is acknowledged."""
+        return self._opened and not self._in_flight
 
     async def run(self) -> StreamEnd:
         """Runs the conversation to its end.
@@ -164,9 +168,8 @@ class WriterStream:
                 )
             )
             self._status.committed_sequence = position - 1
+        self._opened = True
         self._opened_finished = opened.finished
-
-    _opened_finished = False
 
     async def _send(self) -> None:
         """Sends until the spool ends or the stream does (then `_receive` knows why)."""
