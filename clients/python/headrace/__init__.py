@@ -14,7 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.active import finish, init, log
-from headrace.errors import ConfigurationError, HeadraceError, InvalidMetricError, SpoolError
+from headrace.errors import (
+    ConfigurationError,
+    GatewayError,
+    HeadraceError,
+    InvalidMetricError,
+    SpoolError,
+)
 from headrace.run import Run
 from headrace.status import RunStatus
 
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "ConfigurationError",
+    "GatewayError",
     "HeadraceError",
     "InvalidMetricError",
     "Run",

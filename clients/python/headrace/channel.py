@@ -34,13 +34,26 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 
 def open_channel(settings: Settings) -> grpc.aio.Channel:
     """A channel; nothing is connected yet. To be made inside the running loop, and closed."""
+    target, credentials = _target(settings)
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+
+
+def open_blocking_channel(settings: Settings) -> grpc.Channel:
+    """The same for callers without a loop."""
+    target, credentials = _target(settings)
+    if credentials is None:
+        return grpc.insecure_channel(target, options=_OPTIONS)
+    return grpc.secure_channel(target, credentials, options=_OPTIONS)
+
+
+def _target(settings: Settings) -> tuple[str, grpc.ChannelCredentials | None]:
     target = settings.address.removeprefix("https://")
     if target == settings.address:
-        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+        return target, None
     authorities = Path(settings.tls_ca).read_bytes() if settings.tls_ca else None
-    return grpc.aio.secure_channel(
-        target, grpc.ssl_channel_credentials(authorities), options=_OPTIONS
-    )
+    return target, grpc.ssl_channel_credentials(authorities)
 
 
 def call_metadata(settings: Settings) -> grpc.aio.Metadata:

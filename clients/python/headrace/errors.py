@@ -15,3 +15,30 @@ class InvalidMetricError(HeadraceError, ValueError):
 
 class SpoolError(HeadraceError, OSError):
     """The spool cannot be created, written or read (raised only when strict)."""
+
+
+class GatewayError(HeadraceError):
+    """A call to the gateway failed.
+
+    Attributes:
+        reason: the name of an ErrorReason, for example `RUN_NOT_FOUND`; the name of
+            a gRPC status, for example `UNAVAILABLE`, when no gateway answered.
+        metadata: what the error names: `field`, `value`, `limit`, ….
+        retry: whether the same call may succeed later.
+        retry_after_s: the least wait the gateway asks for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        metadata: dict[str, str] | None = None,
+        retry: bool = False,
+        retry_after_s: float = 0.0,
+    ) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.metadata = metadata or {}
+        self.retry = retry
+        self.retry_after_s = retry_after_s
