@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import asyncpg
 import pytest
 
 from tests.support.proxy import Fault, Moment
@@ -34,6 +35,7 @@ class Violence:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._random = scene.random
+        self._gateway = asyncio.Lock()  # two kinds kill it, sometimes at once
         self.done: Counter[str] = Counter()
         self.kinds: dict[str, Callable[[], Awaitable[bool]]] = {
             "gateway killed": self._kill_gateway,
@@ -64,9 +66,10 @@ class Violence:
             self.done[kind] += 1
 
     async def _kill_gateway(self) -> bool:
-        await asyncio.to_thread(self._scene.gateway.kill)
-        await asyncio.sleep(self._random.uniform(0, 1))
-        await asyncio.to_thread(self._scene.gateway.start)
+        async with self._gateway:
+            await asyncio.to_thread(self._scene.gateway.kill)
+            await asyncio.sleep(self._random.uniform(0, 1))
+            await asyncio.to_thread(self._scene.gateway.start)
         return True
 
     async def _kill_postmaster(self) -> bool:
@@ -83,10 +86,13 @@ class Violence:
         return await self._signal_backend(signal.SIGTERM)
 
     async def _signal_backend(self, number: signal.Signals) -> bool:
-        backends = await self._scene.backends()
-        if not backends:
-            return False
-        os.kill(self._random.choice(backends), number)
+        try:
+            backends = await self._scene.backends()
+            if not backends:
+                return False
+            os.kill(self._random.choice(backends), number)
+        except (OSError, asyncpg.PostgresError):
+            return False  # the server is down at the moment: nothing to kill
         return True
 
     async def _kill_raw_sender(self) -> bool:

@@ -271,7 +271,7 @@ class _Connection:
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
     ) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # a reset, or a half-close of what is reset already
             while data := await reader.read(_PIECE_BYTES):
                 if not (answers and self._proxy.muted):
                     await self._proxy.pass_on(data, writer)
@@ -279,7 +279,7 @@ class _Connection:
 
     async def _pump_frontend(self) -> None:
         messages = FrontendReader()
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # a reset, or a half-close of what is reset already
             while data := await self._client_reader.read(_PIECE_BYTES):
                 pending = bytearray()
                 for message in messages.feed(data):
@@ -311,7 +311,7 @@ class _Connection:
 
     async def _pump_backend(self) -> None:
         tags = BackendReader()
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # a reset, or a half-close of what is reset already
             while data := await self._server_reader.read(_PIECE_BYTES):
                 seen = tags.feed(data)
                 trap = self._awaiting_reply
