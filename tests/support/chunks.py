@@ -29,7 +29,9 @@ class StoredWriter:
     rank: int
     attempt: int
     sequence: int = 0
-    points: dict[int, list[tuple[int, int, float]]] = field(default_factory=lambda: defaultdict(list))
+    points: dict[int, list[tuple[int, int, float]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
 
 def number_order(value: float) -> tuple[bool, float]:
