@@ -31,6 +31,8 @@ _LOG = structlog.get_logger(__name__)
 
 _REREAD_CHUNK_BYTES: Final = 1024 * 1024
 _REREADS_MAX: Final = 4
+# Some servers forget the upload a moment before the object that it became appears.
+_WHOLE_AFTER_S: Final = (0.0, 0.2, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,8 +312,10 @@ class Uploads:
 
     async def _drop_unless_whole(self, upload: Upload) -> bool:
         """Return whether the object exists; end the upload if not: S3 forgot it."""
-        if await self._bucket.size(upload.object_key) == upload.content.size:
-            return True
+        for delay_s in _WHOLE_AFTER_S:
+            await asyncio.sleep(delay_s)
+            if await self._bucket.size(upload.object_key) == upload.content.size:
+                return True
         _LOG.warning("S3 forgot an upload; it starts anew", key=upload.object_key)
         await self._store.discard_upload(upload.run_id, upload.upload_id)
         return False

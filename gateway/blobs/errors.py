@@ -87,7 +87,10 @@ def _answer(response: Any, operation: str, bucket: str) -> HeadraceError:  # noq
     code = str(response.get("Error", {}).get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     permission = PERMISSIONS.get(operation, operation)
-    if code == "NoSuchUpload":
+    # rclone streams the parts of an upload to disk in their order. A part of which
+    # it has written other bytes (the end of a damaged one, say) it refuses so, for good.
+    spoilt = code == "NotImplemented" and operation == "UploadPart"
+    if code == "NoSuchUpload" or spoilt:
         return UploadForgottenError(
             Reason.UPLOAD_NOT_FOUND, "the S3 server does not know the upload: call BeginUpload"
         )
@@ -122,6 +125,9 @@ def _answer(response: Any, operation: str, bucket: str) -> HeadraceError:  # noq
             Reason.DIGEST_MISMATCH,
             f"S3 received other bytes than were announced ({code}): send them again",
         )
+    if code == "InvalidPart" and operation == "CompleteMultipartUpload":
+        # Another client of the same upload is sending a part again at this moment.
+        return _unavailable(code, operation, bucket)
     if status >= 500 or status in (408, 429) or code in {"SlowDown", "RequestTimeout"}:
         return _unavailable(f"{code or status}", operation, bucket)
     if status == 403:

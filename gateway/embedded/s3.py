@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import os
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from gateway.embedded.processes import (
 from gateway.embedded.state import State, port_is_free
 
 BUCKET_NAME: Final = "headrace"
+_UNFINISHED: Final = (".rclone_temp_", ".rclone_multipart_upload_")
 
 
 class EmbeddedS3:
@@ -57,6 +59,7 @@ class EmbeddedS3:
         if self.running:
             return self
         (self._directory / "s3" / self.bucket).mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
         if not port_is_free(self.port):
             self.port = self._state.port("s3_port", renew=True)
         self._state.set("s3_port", self.port)
@@ -101,6 +104,13 @@ class EmbeddedS3:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+    def _remove_leftovers(self) -> None:
+        """Delete what a killed server had of unfinished uploads: it forgets them, not the files."""
+        for directory, _, names in os.walk(self._directory / "s3"):
+            for name in names:
+                if name.startswith(_UNFINISHED):
+                    Path(directory, name).unlink(missing_ok=True)
 
     def _await_ready(self) -> None:
         assert self._process is not None  # noqa: S101

@@ -1,0 +1,1 @@
+"""Artifacts: transfers, faults, memory, logging, the doctor."""
