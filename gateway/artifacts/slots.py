@@ -48,3 +48,25 @@ class Slots:
             self._users[owner] -= 1
             if not self._users[owner]:
                 del self._users[owner], self._owners[owner]
+
+
+class Turns:
+    """Lets one caller at a time do what has the same key."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Hashable, asyncio.Lock] = {}
+        self._users: Counter[Hashable] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def take(self, key: Hashable) -> AsyncIterator[bool]:
+        """Hold the turn; yields whether somebody else had it before."""
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        waited = self._users[key] > 0
+        self._users[key] += 1
+        try:
+            async with lock:
+                yield waited
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key], self._locks[key]

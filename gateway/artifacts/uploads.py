@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from gateway.artifacts.slots import Slots
+from gateway.artifacts.slots import Slots, Turns
 from gateway.blobs.bucket import Bucket, StoredPart
 from gateway.blobs.errors import UploadForgottenError
 from gateway.domain.artifacts import Content, part_range
@@ -79,6 +79,7 @@ class Uploads:
         self._bucket = bucket
         self._namespace = namespace
         self._slots = slots
+        self._turns = Turns()
         self._direct = direct
         self._signed_expiry_s = signed_expiry_s
 
@@ -151,23 +152,35 @@ class Uploads:
             HeadraceError: UPLOAD_NOT_FOUND, FIELD_INVALID, DIGEST_MISMATCH, what
                 `chunks` raises, or the bucket's.
         """
-        upload = await self._named(await self._store.get_upload(workspace_id, run_id, upload_id))
-        _, length = part_range(upload.content.size, part_number)
-        async with self._slots.take(upload_id):
-            try:
-                etag = await self._bucket.put_part(
-                    upload.object_key,
-                    upload.s3_upload_id or "",
-                    part_number,
-                    chunks,
-                    size=length,
-                    sha256=upload.content.part_sha256(part_number),
-                )
-            except UploadForgottenError:
-                await self._drop_unless_whole(upload)
-                raise upload_not_found(upload_id) from None
-        await self._store.record_part(upload, part_number, etag)
+        # Two clients may share an upload. Their second copy of a part is not sent to S3:
+        # there are servers that fail a completion which meets one.
+        async with self._turns.take((upload_id, part_number)) as waited:
+            upload = await self._named(
+                await self._store.get_upload(workspace_id, run_id, upload_id)
+            )
+            _, length = part_range(upload.content.size, part_number)
+            if waited and part_number in upload.etags:
+                return
+            async with self._slots.take(upload_id):
+                etag = await self._forward_part(upload, part_number, chunks, length)
+            await self._store.record_part(upload, part_number, etag)
         METRICS.artifact_bytes_received.inc(length)
+
+    async def _forward_part(
+        self, upload: Upload, part_number: int, chunks: AsyncIterator[bytes], length: int
+    ) -> str:
+        try:
+            return await self._bucket.put_part(
+                upload.object_key,
+                upload.s3_upload_id or "",
+                part_number,
+                chunks,
+                size=length,
+                sha256=upload.content.part_sha256(part_number),
+            )
+        except UploadForgottenError:
+            await self._drop_unless_whole(upload)
+            raise upload_not_found(upload.upload_id) from None
 
     async def state(self, workspace_id: int, run_id: UUID, upload_id: UUID) -> UploadState:
         """Return an upload and its stored parts.
