@@ -171,7 +171,9 @@ class Trainers:
                 trainer.process.kill()
                 await trainer.process.wait()
         for process in psutil.process_iter(["cmdline"]):
-            if any(str(self.directory / "spools") in part for part in process.info["cmdline"] or ()):
+            if any(
+                str(self.directory / "spools") in part for part in process.info["cmdline"] or ()
+            ):
                 process.terminate()
 
     async def _start(self, job: Job, rank: int, attempt: int) -> Trainer:

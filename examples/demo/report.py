@@ -106,7 +106,32 @@ def print_best_runs(console: Console, address: str, jobs: Sequence[Job]) -> None
 
 
 def save_chart(path: Path, address: str, jobs: Sequence[Job]) -> None:
-    """Read learning curves through the client and draw them."""
+    """Read learning curves through the client and draw them.
+
+    On the left the test accuracy of every job, mean over its ranks; on the
+    right the training loss of the job that was killed, by attempts.
+    """
+    chart, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    with headrace.Client(address) as client:
+        colours = mpl.colormaps["viridis"]
+        for number, job in enumerate(jobs):
+            (curve,) = client.read(job.run_id, ["test/accuracy"], aggregate="mean")
+            epochs = (curve.step + 1) / (curve.step[0] + 1)
+            left.plot(epochs, curve.value, color=colours(number / len(jobs)), linewidth=0.8)
+        restarted = next(job for job in jobs if len(client.run(job.run_id).attempts) > 1)
+        resume_step = client.run(restarted.run_id).attempts[-1].resume_step
+        for stored in client.read(restarted.run_id, ["train/loss"], include_hidden=True):
+            right.plot(stored.step, stored.value, color="#cccccc", linewidth=2.5)
+        (visible,) = client.read(restarted.run_id, ["train/loss"], max_points=800)
+    right.plot(visible.step, visible.value, color="#1f4e79", linewidth=0.8, label="visible")
+    right.plot([], [], color="#cccccc", linewidth=2.5, label="stored, with what attempt 2 hides")
+    if resume_step is not None:
+        right.axvline(resume_step, color="#c0392b", linewidth=1, label="attempt 2 resumes here")
+    left.set(title=f"test accuracy, {len(jobs)} jobs", xlabel="epoch", ylim=(0.5, 1.0))
+    right.set(title=f"training loss of {restarted.name}, killed once", xlabel="step", yscale="log")
+    right.legend(frameon=False, fontsize=8)
+    chart.savefig(path, dpi=130)
+    plt.close(chart)
 
 
 def print_audit(console: Console, findings: Sequence[Finding]) -> None:
