@@ -1,6 +1,7 @@
 """The instrument itself: the proxy does to PostgreSQL's wire what it says."""
 
 import asyncio
+import contextlib
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -100,3 +101,20 @@ async def test_held_traffic_arrives_when_it_is_released_and_trickles_when_told(
         proxy.trickle_bytes = 3
         assert await connection.fetchval("SELECT repeat('x', 99)") == "x" * 99
         await connection.close()
+
+
+async def test_reset_of_one_side_reaches_the_other() -> None:
+    async def answer_then_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)  # more arrives: closing with it unread sends RST
+        writer.transport.abort()
+
+    server = await asyncio.start_server(answer_then_reset, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with Proxy(host, port) as proxy:
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        writer.write(b"x" * 100_000)
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+    server.close()

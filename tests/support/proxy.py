@@ -262,6 +262,15 @@ class _Connection:
         _reset(self._client_writer)
         _reset(self._server_writer)
 
+    @contextlib.contextmanager
+    def _resets_passed_on(self) -> Iterator[None]:
+        """Reset both sides when one is reset; a hole passes nothing on."""
+        try:
+            yield
+        except OSError:  # ENOTCONN of a half-close is no ConnectionError
+            if not self._silent.is_set():
+                self.cut()
+
     async def _up(self) -> None:
         await self._pump(self._client_reader, self._server_writer)
 
@@ -271,7 +280,7 @@ class _Connection:
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
     ) -> None:
-        with contextlib.suppress(OSError):  # a reset, or a half-close of what is reset already
+        with self._resets_passed_on():
             while data := await reader.read(_PIECE_BYTES):
                 if not (answers and self._proxy.muted):
                     await self._proxy.pass_on(data, writer)
@@ -279,7 +288,7 @@ class _Connection:
 
     async def _pump_frontend(self) -> None:
         messages = FrontendReader()
-        with contextlib.suppress(OSError):  # a reset, or a half-close of what is reset already
+        with self._resets_passed_on():
             while data := await self._client_reader.read(_PIECE_BYTES):
                 pending = bytearray()
                 for message in messages.feed(data):
@@ -311,7 +320,7 @@ class _Connection:
 
     async def _pump_backend(self) -> None:
         tags = BackendReader()
-        with contextlib.suppress(OSError):  # a reset, or a half-close of what is reset already
+        with self._resets_passed_on():
             while data := await self._server_reader.read(_PIECE_BYTES):
                 seen = tags.feed(data)
                 trap = self._awaiting_reply
