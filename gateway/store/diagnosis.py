@@ -81,10 +81,14 @@ async def _examine(connection: asyncpg.Connection, budget: int) -> list[Finding]
     settings = {row["name"]: row for row in rows}
     others = await connection.fetchval(_SQL["count_other_connections"])
     missing = await connection.fetch(_SQL["list_missing_privileges"])
-    pending = await migrate.pending(connection)
+    try:
+        pending = await migrate.pending(connection)
+        migrations = [_migrations([migration.name for migration in pending], server)]
+    except asyncpg.InsufficientPrivilegeError:
+        migrations = []  # the privileges below say why nobody can tell
     return [
         _version(server["version_number"], server["version"]),
-        _migrations([migration.name for migration in pending], server),
+        *migrations,
         _privileges([f"{row['privilege']} on {row['table_name']}" for row in missing], server),
         _connections(settings, budget, others),
         *_values(settings),

@@ -8,6 +8,7 @@ headrace status --json
 import asyncio
 import json
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,14 +18,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from headrace import spool_files
+from headrace import artifact_cli, artifact_queue, spool_files
 from headrace.errors import ConfigurationError, SpoolError
 from headrace.sender import Sender, SenderStoppedError
 from headrace.settings import Settings, load_settings
 from headrace.spool_files import Note, ProcessLock, WriterIdentity
 from headrace.spool_reader import SpoolReader
+from headrace.uploader import deliver
 
 PROGRESS_INTERVAL_S: Final = 0.1
+ARTIFACT_TIMEOUT_S: Final = 300.0
+"""Without any progress of an artifact, unless --timeout says otherwise."""
 
 application = typer.Typer(
     help="Deliver and inspect the spools in which training processes keep what they logged.",
@@ -32,6 +36,7 @@ application = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+application.add_typer(artifact_cli.application, name="artifacts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +88,8 @@ def sync(
         _sync_all(_spools(directories, settings), settings, timeout, quiet=as_json)
     )
     _print(reports, as_json=as_json)
-    if any(report.outcome == "failed" for report in reports):
+    delivered = _sync_artifacts(directories or [settings.spool_dir], settings, timeout)
+    if not delivered or any(report.outcome == "failed" for report in reports):
         raise typer.Exit(1)
 
 
@@ -174,6 +180,18 @@ async def _sync(
     damages = [message for message in messages if message.startswith("damaged")]
     text = "; ".join(filter(None, [text, *damages]))
     return _outcome(before, outcome, sender.status.committed_sequence, text)
+
+
+def _sync_artifacts(directories: list[Path], settings: Settings, timeout_s: float | None) -> bool:
+    """Store what artifact queues hold, after the spools, which create the runs."""
+    complete = True
+    for queue in [each for path in directories for each in artifact_queue.queues(path)]:
+        limit_s = ARTIFACT_TIMEOUT_S if timeout_s is None else timeout_s
+        empty = deliver(queue, settings, deadline=time.monotonic() + limit_s)
+        status = artifact_queue.status_of(queue)
+        Console(stderr=True).print(f"{queue.name}: {status.summary()}", soft_wrap=True)
+        complete &= empty and not status.failed
+    return complete
 
 
 def _outcome(before: SpoolReport, outcome: str, committed: int, text: str) -> SpoolReport:

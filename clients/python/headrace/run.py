@@ -16,15 +16,17 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self, SupportsIndex
 
 from headrace import spool_files
-from headrace.errors import InvalidMetricError, SpoolError
+from headrace.artifact_logging import ArtifactLog
+from headrace.errors import HeadraceError, InvalidMetricError, SpoolError
 from headrace.identifiers import new_identifier
 from headrace.limits import STEP_MAX, STEP_MIN
+from headrace.run_artifacts import ArtifactMethods
 from headrace.scalars import flatten, to_step
 from headrace.sender_process import SenderProcess
 from headrace.settings import Settings
@@ -44,7 +46,7 @@ DEFERRED_MAX: Final = 1_000
 """Log calls that a signal handler makes in the middle of another one."""
 
 
-class Run:
+class Run(ArtifactMethods):
     """One process's part of a run. Made by `headrace.init`.
 
     Attributes:
@@ -61,6 +63,7 @@ class Run:
         self._identity = identity
         self._settings = settings
         self._next_step = identity.resume_step or 0
+        self._artifacts = ArtifactLog(identity.run_id, settings)
         self._finished = settings.mode == "disabled"
         self._warned: set[str] = set()
         self._dropped_points = 0
@@ -119,6 +122,23 @@ class Run:
                 self._writing = False
                 self._unsure = not sound
 
+    def _queue_artifact(self, queue: Callable[[], str]) -> None:
+        if self._settings.mode == "disabled":
+            return
+        with self._lock:
+            if self._pid != os.getpid():
+                self._become_writer()
+            try:
+                fault = "the run is finished" if self._finished else queue()
+            except HeadraceError as error:
+                fault = str(error)
+            except Exception as error:  # of a figure or a table: training goes on
+                fault = f"{type(error).__name__}: {error}"
+        if fault:
+            if self._settings.strict:
+                raise HeadraceError(f"the artifact is not logged: {fault}")
+            self._warn("artifact", f"an artifact is not logged: {fault}")
+
     def finish(self, timeout: float | None = None, *, state: str = "finished") -> RunStatus:
         """Ends this process's part and waits, for a bounded time, until it is committed.
 
@@ -147,9 +167,11 @@ class Run:
                 return self.status()
             self._tell(STATES[state])
         limit_s = self._settings.finish_timeout_s if timeout is None else max(0.0, timeout)
+        deadline = time.monotonic() + limit_s
         try:
-            self._wait_until_done(time.monotonic() + limit_s)
+            self._wait_until_done(deadline)
         finally:
+            self._finish_artifacts(deadline)
             self._last_status = status = self.status()
             self._spool = None
             spool.close()
@@ -356,6 +378,7 @@ class Run:
         if self._spool is not None:
             self._spool.abandon()
             self._spool = None
+        self._artifacts.forget()
 
     def _become_writer(self) -> None:
         """In a forked child, at its first log call: a writer of its own in the same run."""
@@ -384,6 +407,15 @@ class Run:
             self._sender.ensure()
             time.sleep(min(wait_s, max(0.0, deadline - time.monotonic())))
             wait_s = min(wait_s * 1.5, 0.1)
+
+    def _finish_artifacts(self, deadline: float) -> None:
+        status = self._artifacts.finish(deadline)
+        if status.pending or status.failed or status.dropped:
+            line = f"headrace: run {self.id} rank {self.rank}: {status.summary()}"
+            if status.pending:
+                line += ". To store what is pending: headrace sync"
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be gone
+                sys.stderr.write(line + "\n")
 
     def _report(self, status: RunStatus, spool: SpoolWriter) -> None:
         remains = not status.done

@@ -266,6 +266,7 @@ class Transfers:
         except ArtifactError:
             work.progress(-sent)
             raise
+        work.progress(length - sent)  # another client had sent it meanwhile
 
     def _put_directly(self, work: "_Upload", number: int, signed: "_Signed") -> bool:
         """Send a part straight to S3; False when the gateway has to take it."""

@@ -1,0 +1,244 @@
+"""`headrace artifacts`: put, get, list, remove and verify the files of a run.
+
+headrace artifacts put RUN checkpoints/ --name checkpoints
+headrace artifacts get RUN checkpoints/last.pt
+headrace artifacts ls RUN --recursive --json
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from headrace import artifact_rules as rules
+from headrace.artifact_errors import ArtifactError
+from headrace.artifacts import Artifact, Artifacts
+from headrace.channel import open_blocking_channel
+from headrace.errors import ConfigurationError
+from headrace.settings import load_settings
+from headrace.transfers import Direct, Transfers
+
+application = typer.Typer(help="The files of runs.", no_args_is_help=True)
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id: 32 hex digits.")]
+Path_ = Annotated[str, typer.Argument(metavar="PATH", help="The artifact or folder.")]
+Address = Annotated[
+    str | None, typer.Option(help="host:port or https://host:port; HEADRACE_ADDRESS.")
+]
+TlsCa = Annotated[str | None, typer.Option(help="PEM file of authorities; HEADRACE_TLS_CA.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a file.")]
+DirectMode = Annotated[
+    str, typer.Option("--direct", help="Straight to S3, past the gateway: auto, always or never.")
+]
+
+
+@application.command()
+def put(
+    *,
+    run: Run,
+    source: Annotated[Path, typer.Argument(exists=True, help="A file or a directory.")],
+    name: Annotated[
+        str | None, typer.Option(help="Path or folder in the run; default: the source's name.")
+    ] = None,
+    address: Address = None,
+    tls_ca: TlsCa = None,
+    direct: DirectMode = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Store a file, or every file below a directory. Repeat it to go on after an interruption."""
+    total = sum(file.stat().st_size for file, _ in rules.walk(source, ""))
+    with (
+        _artifacts(run, address, tls_ca, direct) as artifacts,
+        _progress("put", total, quiet=as_json) as tell,
+    ):
+        stored = artifacts.upload(source, name, progress=tell)
+    _print(list(stored), as_json=as_json)
+
+
+@application.command()
+def get(
+    *,
+    run: Run,
+    path: Path_,
+    target: Annotated[
+        Path | None, typer.Argument(help="Where to; default: the last part of PATH.")
+    ] = None,
+    address: Address = None,
+    tls_ca: TlsCa = None,
+    direct: DirectMode = "auto",
+) -> None:
+    """Write an artifact or a folder here, verified. Repeat it to go on after an interruption."""
+    with (
+        _artifacts(run, address, tls_ca, direct) as artifacts,
+        _progress("get", _size(artifacts, path), quiet=False) as tell,
+    ):
+        written = artifacts.download(path, target, progress=tell)
+    typer.echo(str(written))
+
+
+@application.command("ls")
+def list_(
+    *,
+    run: Run,
+    folder: Annotated[str, typer.Argument(help="Default: the top.")] = "",
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All below.")] = False,
+    address: Address = None,
+    tls_ca: TlsCa = None,
+    as_json: AsJson = False,
+) -> None:
+    """List a folder."""
+    with _artifacts(run, address, tls_ca) as artifacts:
+        _print(list(artifacts.list(folder, recursive=recursive)), as_json=as_json)
+
+
+@application.command("rm")
+def remove(
+    run: Run,
+    path: Path_,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="A folder.")] = False,
+    address: Address = None,
+    tls_ca: TlsCa = None,
+) -> None:
+    """Delete an artifact, or a folder with all below it."""
+    with _artifacts(run, address, tls_ca) as artifacts:
+        count = artifacts.delete(path, recursive=recursive)
+    typer.echo(f"{count} deleted")
+
+
+@application.command()
+def verify(
+    *,
+    run: Run,
+    path: Annotated[str, typer.Argument(help="An artifact or folder; default: all.")] = "",
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Compare with this local file or directory instead of reading S3."),
+    ] = None,
+    address: Address = None,
+    tls_ca: TlsCa = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every byte against its digest. Exits with 1 if anything differs."""
+    bad = 0
+    with _artifacts(run, address, tls_ca) as artifacts:
+        for entry in _entries(artifacts, path):
+            fault = _fault(artifacts, entry, path, against)
+            bad += bool(fault)
+            if as_json:
+                typer.echo(json.dumps({"path": entry.path, "good": not fault, "fault": fault}))
+            else:
+                typer.echo(f"{'BAD ' if fault else 'good'}  {entry.path}  {fault}".rstrip())
+    if bad:
+        raise typer.Exit(1)
+
+
+def _fault(artifacts: Artifacts, entry: Artifact, path: str, against: Path | None) -> str:
+    try:
+        if against is None:
+            artifacts.verify(entry.path)
+            return ""
+        relative = entry.path[len(path) :].lstrip("/")
+        if not artifacts.matches(entry.path, against / relative if relative else against):
+            return "the local file differs"
+    except (ArtifactError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _entries(artifacts: Artifacts, path: str) -> list[Artifact]:
+    if path:
+        try:
+            return [artifacts.stat(path)]
+        except ArtifactError as error:
+            if error.reason != "ARTIFACT_NOT_FOUND":
+                raise
+    found = list(artifacts.list(path, recursive=True))
+    if not found and path:
+        raise ArtifactError(f"the run has no artifact or folder {path!r}")
+    return found
+
+
+def _size(artifacts: Artifacts, path: str) -> int:
+    return sum(entry.size for entry in _entries(artifacts, path))
+
+
+@contextlib.contextmanager
+def _artifacts(
+    run: str, address: str | None, tls_ca: str | None, direct: str = "auto"
+) -> Iterator[Artifacts]:
+    """Yield a run's artifacts; failures become one line and an exit status."""
+    console = Console(stderr=True)
+    modes: dict[str, Direct] = {"auto": "auto", "always": "always", "never": "never"}
+    if direct not in modes:
+        console.print(f"[red]--direct is {direct!r}; it must be one of {sorted(modes)}[/red]")
+        raise typer.Exit(2)
+    try:
+        settings = load_settings(address=address, tls_ca=tls_ca)
+        with (
+            contextlib.closing(open_blocking_channel(settings)) as channel,
+            Transfers(channel, token=settings.token, direct=modes[direct]) as transfers,
+        ):
+            yield Artifacts(transfers, run)
+    except ConfigurationError as error:
+        console.print(f"[red]{error}[/red]")
+        raise typer.Exit(2) from None
+    except (ArtifactError, OSError) as error:
+        console.print(f"[red]{error}[/red]", soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def _progress(verb: str, total: int, *, quiet: bool) -> Iterator[Any]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(verb, total=total)
+        yield lambda more: bar.advance(task, more)
+
+
+def _print(entries: list[Artifact], *, as_json: bool) -> None:
+    if as_json:
+        for entry in entries:
+            created = entry.created_at.isoformat() if entry.created_at else None
+            content = {
+                "path": entry.path,
+                "is_folder": entry.is_folder,
+                "size": entry.size,
+                "digest": entry.digest,
+                "content_type": entry.content_type,
+                "created_at": created,
+            }
+            sys.stdout.write(json.dumps(content) + "\n")
+        return
+    table = Table("path", "size", "digest", "type", "created")
+    for entry in entries:
+        if entry.is_folder:
+            table.add_row(f"{entry.path}/", "", "", "", "")
+        else:
+            assert entry.created_at is not None  # noqa: S101 - files have one
+            created_text = entry.created_at.isoformat(sep=" ", timespec="seconds")
+            table.add_row(
+                entry.path, decimal(entry.size), entry.digest[:12], entry.content_type, created_text
+            )
+    Console().print(table)

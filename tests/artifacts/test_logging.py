@@ -1,0 +1,328 @@
+"""`run.log_artifact` and its kin: queued at once, stored behind the trainer's back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import headrace
+import pytest
+from headrace import artifact_queue as queues
+from headrace.artifact_errors import ArtifactError
+
+from tests.artifacts.conftest import MIB, Site
+from tests.artifacts.test_faults import until
+from tests.support.s3_faults import Fault, S3Faults
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def run(site: Site, spool: Path) -> Iterator[headrace.Run]:
+    made = headrace.init(address=site.gateway.address, spool_dir=spool, quiet=True, strict=True)
+    yield made
+    made.finish(0)
+
+
+def trainer(
+    site: Site, spool: Path, code: str, *arguments: object, **variables: str
+) -> subprocess.Popen[str]:
+    """Start a training program."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env={
+            **os.environ,
+            "HEADRACE_ADDRESS": site.gateway.address,
+            "HEADRACE_SPOOL_DIR": str(spool),
+            "HEADRACE_QUIET": "1",
+            **variables,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_files_directories_and_objects_arrive(
+    site: Site, run: headrace.Run, make_file: Make, tmp_path: Path
+) -> None:
+    small, large = make_file(1_000, "small.bin"), make_file(20 * MIB, "large.bin")
+    make_file(10, "tree/x")
+    make_file(10, "tree/y/z")
+    run.log({"loss": 1.0})
+    run.log_artifact(small)
+    run.log_artifact(large, "models/large.bin")
+    run.log_artifact(tmp_path / "tree", "data")
+    run.log_text("größer", "notes.txt")
+    run.log_json({"a": [1, 2.5]}, "config.json")
+    run.log_table({"x": [1, 2], "y": ["a", "b"]}, "table.json")
+    run.log_table([{"x": 1}, {"x": 2, "y": 3}], "table.csv")
+    status = run.finish(30)
+    assert status.done
+    artifacts = site.artifacts(run.id)
+    assert [entry.path for entry in artifacts.list(recursive=True)] == [
+        "config.json", "data/x", "data/y/z", "models/large.bin", "notes.txt", "small.bin",
+        "table.csv", "table.json",
+    ]  # fmt: skip
+    assert artifacts.read("small.bin") == small.read_bytes()
+    assert artifacts.read("models/large.bin") == large.read_bytes()
+    assert artifacts.read("notes.txt").decode() == "größer"
+    assert artifacts.stat("notes.txt").content_type == "text/plain"
+    assert json.loads(artifacts.read("config.json")) == {"a": [1, 2.5]}
+    assert json.loads(artifacts.read("table.json")) == {
+        "columns": ["x", "y"],
+        "data": [[1, "a"], [2, "b"]],
+    }
+    assert artifacts.read("table.csv") == b"x,y\n1,\n2,3\n"
+    assert run.artifact_status().stored == 8
+    assert not queues.queues(Path(run.spool or tmp_path / "spool"))
+
+
+def test_figures_are_drawn_in_the_format_of_their_name(site: Site, run: headrace.Run) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().plot([1, 2, 3])
+    run.log_figure(figure, "plots/loss.png")
+    run.log_figure(figure, "plots/loss.svg")
+    run.finish(30)
+    artifacts = site.artifacts(run.id)
+    assert artifacts.read("plots/loss.png").startswith(b"\x89PNG")
+    assert b"<svg" in artifacts.read("plots/loss.svg")
+
+
+def test_logging_returns_at_once_and_the_file_may_be_deleted(
+    site: Site, run: headrace.Run, make_file: Make, faults: S3Faults
+) -> None:
+    faults.faults.append(Fault(method="PUT", delay_s=0.005))  # S3 takes its time
+    small, large = make_file(100_000), make_file(40 * MIB)
+    content = large.read_bytes()
+    began = time.monotonic()
+    run.log_artifact(small, "small")
+    run.log_artifact(large, "large")
+    took_s = time.monotonic() - began
+    large.unlink()
+    small.write_bytes(b"something else")
+    faults.faults.clear()
+    assert took_s < 1.0
+    run.finish(30)
+    artifacts = site.artifacts(run.id)
+    assert artifacts.read("large") == content
+    assert artifacts.stat("small").size == 100_000
+
+
+def test_a_large_file_written_in_place_before_it_is_stored_is_reported(
+    site: Site, spool: Path, make_file: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = headrace.init(address=site.gateway.address, spool_dir=spool, mode="offline", quiet=True)
+    large = make_file(20 * MIB)
+    run.log_artifact(large, "large")
+    with large.open("r+b") as file:
+        file.write(b"changed")
+    run.finish(0)
+    (queue,) = queues.queues(spool)
+    if next(queues.requests(queue))[1].owned:
+        pytest.skip("this file system clones: the change does not matter")
+    synced = subprocess.run(
+        [sys.executable, "-m", "headrace.cli", "sync", str(spool)],
+        env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert synced.returncode == 1
+    assert "changed after it was logged" in synced.stderr
+    assert [entry.path for entry in site.artifacts(run.id).list()] == []
+    assert "pending" in capsys.readouterr().err
+
+
+def test_the_last_call_for_a_path_wins(site: Site, run: headrace.Run) -> None:
+    for number in range(50):
+        run.log_text(str(number), "counter.txt")
+    run.finish(30)
+    assert site.artifacts(run.id).read("counter.txt") == b"49"
+
+
+def test_a_killed_trainers_artifacts_arrive_all_the_same(
+    site: Site, spool: Path, make_file: Make, faults: S3Faults
+) -> None:
+    source = make_file(40 * MIB)
+    faults.faults.append(Fault(method="PUT", delay_s=0.002))
+    process = trainer(
+        site,
+        spool,
+        """
+        import sys, time, headrace
+        run = headrace.init()
+        run.log_artifact(sys.argv[1], "a")
+        print(run.id, flush=True)
+        time.sleep(60)
+        """,
+        source,
+    )
+    assert process.stdout is not None
+    run_id = process.stdout.readline().strip()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.communicate()
+    faults.faults.clear()
+
+    def arrived() -> bool:
+        try:
+            return [entry.path for entry in site.artifacts(run_id).list()] == ["a"]
+        except ArtifactError as error:
+            # The uploader creates no run: the dead trainer's sender does.
+            if error.reason != "RUN_NOT_FOUND":
+                raise
+            return False
+
+    until(arrived, "the artifact")
+    assert site.artifacts(run_id).read("a") == source.read_bytes()
+    until(lambda: not queues.queues(spool), "the uploader's end")
+
+
+def test_a_killed_uploader_is_started_again_and_sends_only_what_is_missing(
+    site: Site, run: headrace.Run, make_file: Make, faults: S3Faults
+) -> None:
+    source = make_file(96 * MIB)
+    faults.faults.append(Fault(method="PUT", query="partNumber", delay_s=0.001))
+    run.log_artifact(source, "a")
+    until(lambda: len(faults.parts_stored()) >= 2, "two parts")
+    uploader = run._artifacts._uploader
+    assert uploader is not None
+    uploader.kill()
+    uploader.wait()
+    run.finish(60)
+    assert len(faults.parts_stored()) <= 6 + 4
+    assert site.artifacts(run.id).read("a") == source.read_bytes()
+
+
+def test_offline_artifacts_wait_for_sync(site: Site, spool: Path, make_file: Make) -> None:
+    source = make_file(20 * MIB)
+    run = headrace.init(spool_dir=spool, mode="offline", quiet=True)
+    run.log({"loss": 1.0})
+    run.log_artifact(source, "a")
+    run.log_text("hello", "b")
+    run.finish()
+    done = subprocess.run(
+        [sys.executable, "-m", "headrace.cli", "sync", str(spool)],
+        env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [entry.path for entry in site.artifacts(run.id).list()] == ["a", "b"]
+    assert site.artifacts(run.id).read("a") == source.read_bytes()
+    assert not queues.queues(spool)
+
+
+def test_a_full_disk_costs_the_artifact_and_not_the_training(site: Site, spool: Path) -> None:
+    process = trainer(
+        site,
+        spool,
+        """
+        import resource, signal, sys, headrace
+        run = headrace.init()
+        run.log_text("before", "before.txt")
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        run.log_text("x" * 10_000, "full.txt")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        run.log_text("after", "after.txt")
+        run.finish(30)
+        print(run.id, run.artifact_status().dropped)
+        """,
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    run_id, dropped = out.split()
+    assert dropped == "1"
+    assert "dropped for lack of disk" in err
+    assert "'full.txt' was not queued" in err
+    paths = [entry.path for entry in site.artifacts(run_id).list()]
+    assert paths == ["after.txt", "before.txt"]
+
+
+def test_what_cannot_be_logged_is_said_once_and_training_goes_on(
+    site: Site, spool: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = headrace.init(address=site.gateway.address, spool_dir=spool, quiet=True)
+    run.log_artifact("/nowhere/at/all")
+    run.log_text("x", "../escape")
+    run.log_figure(object(), "a.png")
+    run.log_table({"a": [1], "b": [1, 2]}, "t.csv")
+    assert len([r for r in caplog.records if "artifact is not logged" in r.message]) == 1
+    run.finish(10)
+    strict = headrace.init(address=site.gateway.address, spool_dir=spool, quiet=True, strict=True)
+    with pytest.raises(headrace.HeadraceError, match="does not exist"):
+        strict.log_artifact("/nowhere/at/all")
+    strict.finish(10)
+    headrace.init(mode="disabled", spool_dir=spool).log_text("x", "y")
+
+
+def test_a_forked_worker_logs_artifacts_of_its_own(site: Site, spool: Path) -> None:
+    process = trainer(
+        site,
+        spool,
+        """
+        import os, headrace
+        run = headrace.init()
+        run.log_text("parent", "parent.txt")
+        child = os.fork()
+        if child == 0:
+            run.log_text("child", "child.txt")
+            run.finish(20)
+            os._exit(0)
+        os.waitpid(child, 0)
+        run.finish(20)
+        print(run.id)
+        """,
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    paths = [entry.path for entry in site.artifacts(out.strip()).list()]
+    assert paths == ["child.txt", "parent.txt"]
+
+
+def test_the_command_line_puts_gets_lists_verifies_and_removes(
+    site: Site, make_file: Make, tmp_path: Path
+) -> None:
+    run_id, source = site.create_run(), make_file(20 * MIB, "model.bin")
+
+    def call(*arguments: object, status: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "headrace.cli", "artifacts", *map(str, arguments)],
+            env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    call("put", run_id, source, "--name", "models/model.bin")
+    listed = json.loads(call("ls", run_id, "models", "--json"))
+    assert (listed["path"], listed["size"]) == ("models/model.bin", 20 * MIB)
+    assert "good" in call("verify", run_id)
+    call("get", run_id, "models", "copy")
+    assert (tmp_path / "copy" / "model.bin").read_bytes() == source.read_bytes()
+    call("verify", run_id, "models", "--against", tmp_path / "copy")
+    (tmp_path / "copy" / "model.bin").write_bytes(b"other")
+    assert "differs" in call("verify", run_id, "models", "--against", "copy", status=1)
+    assert "1 deleted" in call("rm", run_id, "models", "--recursive")
+    assert "ARTIFACT_NOT_FOUND" in call("rm", run_id, "models", status=1)
