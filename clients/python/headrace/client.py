@@ -1,59 +1,58 @@
-"""Reads runs back: their state, their series with summaries, their points as numpy columns.
+"""Reads runs back: `headrace.Client`.
 
-For notebooks, reports and scripts, not for training processes: it imports gRPC
-and waits for the gateway, at most a minute a call. A failure is a ReadError that
-names the gateway's reason.
+    client = headrace.Client("127.0.0.1:7420")
+    loss = client.read(run_id, keys=["train/loss"], max_points=1_000)["train/loss"]
+    plot(loss.step, loss.value)
+
+Calls wait for the gateway while it is away, up to `patience_s`, and raise
+GatewayError. A client may be shared by threads, but not be used across a fork.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from headrace.channel import call_metadata, open_blocking_channel
-from headrace.errors import HeadraceError
-from headrace.failures import failure_of
+from headrace.calls import gateway_error, retried
+from headrace.channel import open_blocking_channel
+from headrace.columns import Columns, SeriesColumns, from_message, join
+from headrace.errors import GatewayError
 from headrace.settings import load_settings
-from headrace.v1 import (
-    metric_service_pb2,
-    metric_service_pb2_grpc,
-    run_service_pb2,
-    run_service_pb2_grpc,
-)
+from headrace.v1 import metric_service_pb2 as metrics_pb
+from headrace.v1 import run_service_pb2 as runs_pb
+from headrace.v1.metric_service_pb2_grpc import MetricServiceStub
+from headrace.v1.run_service_pb2_grpc import RunServiceStub
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
+    from headrace.artifacts import Artifacts
+    from headrace.transfers import Transfers
 
+StepPolicy = Literal["last", "first", "all"]
 Aggregation = Literal["mean", "min", "max", "sum"]
-Policy = Literal["last", "first", "all"]
 
-CALL_TIMEOUT_S: Final = 60.0
-PAGE_SIZE: Final = 10_000
-
-_AGGREGATIONS: Final = {"mean": 1, "min": 2, "max": 3, "sum": 4}
-_POLICIES: Final = {"last": 1, "first": 2, "all": 3}
-
-
-class ReadError(HeadraceError):
-    """A read failed; `reason` names one of error_reason.proto, or the gRPC status."""
-
-    def __init__(self, message: str, *, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+_CALL_TIMEOUT_S: Final = 60.0
+_PAGE_SIZE: Final = 10_000
+_Response = TypeVar("_Response")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptInfo:
-    """One (re)start of a run's job; `resume_step` is None where it hides nothing."""
+    """One (re)start of a run's job.
+
+    Attributes:
+        attempt: its number, from 1.
+        resume_step: the first step it computed anew; None hides nothing.
+        started_at: when the gateway first heard of it, UTC.
+    """
 
     attempt: int
     resume_step: int | None
+    started_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +60,14 @@ class RunInfo:
     """A run as the gateway knows it.
 
     Attributes:
-        state: `running`, `finished`, `failed`, `killed` or `lost`.
-        created_at, ended_at: UTC; `ended_at` is None while it runs.
+        run_id: 32 hex digits.
+        experiment: its experiment's name.
+        name: for people.
+        state: `RUNNING`, `FINISHED`, `FAILED`, `KILLED` or `LOST`.
+        step_policy: what reads apply that ask for nothing else.
+        created_at: UTC.
+        ended_at: None while it runs.
+        heartbeat_at: when the gateway last heard of its job; None: never.
         attempts: ascending.
     """
 
@@ -70,134 +75,142 @@ class RunInfo:
     experiment: str
     name: str
     state: str
+    step_policy: StepPolicy
     created_at: datetime
     ended_at: datetime | None
+    heartbeat_at: datetime | None
     attempts: tuple[AttemptInfo, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesInfo:
-    """A series and the summary of its visible points; see Series in metric_service.proto."""
+    """A series and the summary of its visible points.
+
+    Attributes:
+        key: the metric's key.
+        rank: of the process that logged it.
+        point_count: visible points, repeats included.
+        last_step: of the greatest point by (step, time, value).
+        last_time: datetime64[us], UTC.
+        last_value: of the same point.
+        min_value: repeats included, NaN ignored; NaN if all are.
+        max_value: likewise.
+    """
 
     key: str
     rank: int
     point_count: int
     last_step: int
-    last_time_unix_us: int
+    last_time: np.datetime64
     last_value: float
     min_value: float
     max_value: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Columns:
-    """The points of one series, columns of one length.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """Something that `Client.follow` saw.
 
     Attributes:
-        rank: -1 when the ranks were aggregated.
-        attempt: of all points when hidden ones or new ones were asked for, else 0.
-        step: int64.
-        time_unix_us: int64, microseconds since 1970-01-01 UTC.
-        value: float64.
+        columns: new points of one series and attempt; None when the reader has
+            caught up: what was there at the beginning has come, new points follow.
+        generation: 1, and one more after each lost connection. The points of a
+            generation are complete from its beginning and supersede what came in
+            the one before.
     """
 
-    key: str
-    rank: int
-    attempt: int
-    step: NDArray[np.int64]
-    time_unix_us: NDArray[np.int64]
-    value: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.step)
-
-    @property
-    def time(self) -> NDArray[np.datetime64]:
-        """The times as numpy's datetime64[us], UTC."""
-        return self.time_unix_us.view("datetime64[us]")
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """Return a data frame with the columns step, time and value; needs pandas."""
-        import pandas as pd  # noqa: PLC0415 - an optional dependency
-
-        return pd.DataFrame({"step": self.step, "time": self.time, "value": self.value})
-
-    def to_polars(self) -> "pl.DataFrame":
-        """Return the same as a polars data frame; needs polars."""
-        import polars as pl  # noqa: PLC0415 - an optional dependency
-
-        return pl.DataFrame({"step": self.step, "time": self.time, "value": self.value})
+    columns: SeriesColumns | None
+    generation: int
 
 
 class Client:
-    """A connection to a gateway for reading. Close it, or use it in a `with` block.
-
-    Safe to use from several threads.
-    """
+    """Reads through one gateway. Close it, or use it as a context manager."""
 
     def __init__(
-        self, address: str | None = None, *, token: str | None = None, tls_ca: str | None = None
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        tls_ca: str | None = None,
+        patience_s: float = 30.0,
     ) -> None:
         """Prepare; nothing is connected yet.
 
         Args:
-            address: `host:port`, or `https://host:port`; default HEADRACE_ADDRESS.
+            address: `host:port`, or `https://host:port`; default HEADRACE_ADDRESS,
+                else 127.0.0.1:7420.
             token: bearer token; default HEADRACE_TOKEN.
-            tls_ca: PEM file of authorities; default HEADRACE_TLS_CA.
+            tls_ca: PEM file of the authorities to trust; default HEADRACE_TLS_CA,
+                else the system's.
+            patience_s: how long a call is tried again while the gateway is away.
 
         Raises:
-            ConfigurationError: a bad argument or variable.
+            ConfigurationError: the address has no host or port.
         """
         settings = load_settings(address=address, token=token, tls_ca=tls_ca)
+        self._patience_s = patience_s
+        self._metadata = (("authorization", f"Bearer {settings.token}"),) if settings.token else ()
         self._channel = open_blocking_channel(settings)
-        self._metadata = tuple(call_metadata(settings))
-        self._runs = run_service_pb2_grpc.RunServiceStub(self._channel)
-        self._metrics = metric_service_pb2_grpc.MetricServiceStub(self._channel)
+        self._runs = RunServiceStub(self._channel)
+        self._metrics = MetricServiceStub(self._channel)
+        self._token = settings.token
+        self._transfers: Transfers | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; reads that still run fail."""
+        if self._transfers is not None:
+            self._transfers.close()
+        self._channel.close()
+
+    def artifacts(self, run_id: str) -> "Artifacts":
+        """Return the artifacts of a run: list, download, open, upload, verify, delete."""
+        from headrace.artifacts import Artifacts  # noqa: PLC0415 - most readers need none
+        from headrace.transfers import Transfers  # noqa: PLC0415
+
+        if self._transfers is None:
+            self._transfers = Transfers(self._channel, token=self._token)
+        return Artifacts(self._transfers, run_id)
 
     def run(self, run_id: str) -> RunInfo:
         """Return a run.
 
         Raises:
-            ReadError: RUN_NOT_FOUND, or the gateway cannot be asked.
+            GatewayError: RUN_NOT_FOUND, …
         """
-        request = run_service_pb2.GetRunRequest(run_id=run_id)
-        found = self._call(self._runs.GetRun, request).run
-        return RunInfo(
-            run_id=found.run_id,
-            experiment=found.experiment,
-            name=found.name,
-            state=run_service_pb2.RunState.Name(found.state).removeprefix("RUN_STATE_").lower(),
-            created_at=found.create_time.ToDatetime(UTC),
-            ended_at=found.end_time.ToDatetime(UTC) if found.HasField("end_time") else None,
-            attempts=tuple(
-                AttemptInfo(
-                    attempt=each.attempt,
-                    resume_step=each.resume_step if each.HasField("resume_step") else None,
-                )
-                for each in found.attempts
-            ),
-        )
+        request = runs_pb.GetRunRequest(run_id=run_id)
+        return _run_info(self._call(self._runs.GetRun, request).run)
 
-    def series(self, run_id: str, *, key_prefix: str = "") -> list[SeriesInfo]:
+    def series(self, run_id: str, *, prefix: str = "") -> list[SeriesInfo]:
         """Return the series of a run, ordered by (key, rank).
 
+        Args:
+            run_id: the run.
+            prefix: only keys that begin with it.
+
         Raises:
-            ReadError: RUN_NOT_FOUND, or the gateway cannot be asked.
+            GatewayError: RUN_NOT_FOUND, …
         """
+        request = metrics_pb.ListSeriesRequest(
+            run_id=run_id, key_prefix=prefix, page_size=_PAGE_SIZE
+        )
         found: list[SeriesInfo] = []
-        page_token = ""
         while True:
-            request = metric_service_pb2.ListSeriesRequest(
-                run_id=run_id, key_prefix=key_prefix, page_size=PAGE_SIZE, page_token=page_token
-            )
             page = self._call(self._metrics.ListSeries, request)
-            found += [
-                SeriesInfo(**{name: getattr(each, name) for name in SeriesInfo.__slots__})
-                for each in page.series
-            ]
-            page_token = page.next_page_token
-            if not page_token:
+            found += map(_series_info, page.series)
+            if not page.next_page_token:
                 return found
+            request.page_token = page.next_page_token
 
     def read(
         self,
@@ -208,124 +221,166 @@ class Client:
         aggregate: Aggregation | None = None,
         first_step: int | None = None,
         last_step: int | None = None,
-        policy: Policy | None = None,
+        policy: StepPolicy | None = None,
         max_points: int = 0,
         include_hidden: bool = False,
-    ) -> list[Columns]:
-        """Return points, ascending in step; series ordered by (key, rank), from one snapshot.
+    ) -> Columns:
+        """Read points as ordered columns, all from one snapshot.
 
         Args:
-            keys: none means all.
-            ranks: none means all.
-            aggregate: makes one series of the ranks of each key.
-            first_step, last_step: inclusive.
-            policy: which of several points at one step; None is the run's.
-            max_points: the most points of each series, chosen by M4 so that ends
-                and extremes survive; 0 means all.
-            include_hidden: whether points that a later attempt hides are returned too.
+            run_id: the run.
+            keys: the keys to read, or one key; none: all.
+            ranks: the ranks to read; none: all.
+            aggregate: make one series of the ranks of each key, step by step.
+            first_step: the least step, inclusive.
+            last_step: the greatest, inclusive.
+            policy: which of several points at one step; None: the run's policy.
+            max_points: the most points of each series, down-sampled by M4 (ends
+                and extremes survive); 0: all.
+            include_hidden: also points that a later attempt computed anew;
+                attempts then come apart.
+
+        Returns:
+            Columns; series without points are absent.
 
         Raises:
-            ReadError: RUN_NOT_FOUND, a refused argument, or the gateway cannot be asked.
+            GatewayError: RUN_NOT_FOUND, FIELD_INVALID, …
         """
-        request = metric_service_pb2.ReadMetricsRequest(
+        request = metrics_pb.ReadMetricsRequest(
             run_id=run_id,
-            keys=keys,
+            keys=[keys] if isinstance(keys, str) else keys,
             ranks=ranks,
-            rank_aggregation=_AGGREGATIONS[aggregate] if aggregate else 0,  # type: ignore[arg-type]
+            rank_aggregation=_aggregation(aggregate),
             first_step=first_step,
             last_step=last_step,
-            step_policy=_POLICIES[policy] if policy else 0,  # type: ignore[arg-type]
+            step_policy=_policy(policy),
             max_points=max_points,
             include_hidden=include_hidden,
         )
-        parts: dict[tuple[str, int, int], list[Columns]] = {}
-        for columns in self._stream(request, timeout_s=CALL_TIMEOUT_S):
-            if columns is not None:
-                parts.setdefault((columns.key, columns.rank, columns.attempt), []).append(columns)
-        return [_joined(pieces) for pieces in parts.values()]
+
+        def read() -> Columns:
+            messages = (message.columns for message in self._stream(request))
+            return Columns(join(messages))
+
+        return retried(read, patience_s=self._patience_s)
 
     def follow(
-        self, run_id: str, keys: Sequence[str] = (), *, ranks: Sequence[int] = ()
-    ) -> Iterator[Columns | None]:
-        """Yield what is stored, then None once, then points as they are committed.
+        self,
+        run_id: str,
+        keys: Sequence[str] = (),
+        *,
+        ranks: Sequence[int] = (),
+        first_step: int | None = None,
+        last_step: int | None = None,
+        policy: StepPolicy | None = None,
+        include_hidden: bool = False,
+    ) -> Iterator[Update]:
+        """Yield what is there, then new points as they are committed, without end.
 
-        Each point comes exactly once; policies and attempts are left to the
-        caller. Ends only by an error, or when the caller stops iterating.
+        Each point comes once in a generation. Attempts come apart, and step
+        policies apply to what is there at the beginning only; see `read` for the
+        arguments. Stop by leaving the loop.
 
         Raises:
-            ReadError: as in `read`.
+            GatewayError: the run does not exist, or the gateway was away for longer
+                than the client's patience.
         """
-        request = metric_service_pb2.ReadMetricsRequest(
-            run_id=run_id, keys=keys, ranks=ranks, follow=True
+        request = metrics_pb.ReadMetricsRequest(
+            run_id=run_id,
+            keys=[keys] if isinstance(keys, str) else keys,
+            ranks=ranks,
+            first_step=first_step,
+            last_step=last_step,
+            step_policy=_policy(policy),
+            include_hidden=include_hidden,
+            follow=True,
         )
-        yield from self._stream(request, timeout_s=None)
+        generation = 0
+        while True:
 
-    def close(self) -> None:
-        """Close the connection. Idempotent."""
-        self._channel.close()
+            def begin() -> tuple[Iterator[metrics_pb.ReadMetricsResponse], Any]:
+                messages = self._stream(request)
+                return messages, next(messages)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return method(
-                request, metadata=self._metadata, timeout=CALL_TIMEOUT_S, wait_for_ready=True
-            )
-        except grpc.RpcError as error:
-            raise _read_error(error) from error
+            messages, message = retried(begin, patience_s=self._patience_s)
+            generation += 1
+            try:
+                while message is not None:
+                    columns = from_message(message.columns) if message.HasField("columns") else None
+                    yield Update(columns=columns, generation=generation)
+                    message = next(messages, None)
+            except GatewayError as error:
+                if not error.retry:
+                    raise
+            finally:
+                messages.close()  # type: ignore[attr-defined] # it is a generator
 
     def _stream(
-        self, request: metric_service_pb2.ReadMetricsRequest, *, timeout_s: float | None
-    ) -> Iterator[Columns | None]:
-        call = self._metrics.ReadMetrics(
-            request,
-            metadata=self._metadata,
-            timeout=timeout_s,
-            # A follower has no deadline: it must not wait for ever for a wrong address.
-            wait_for_ready=timeout_s is not None,
-        )
+        self, request: metrics_pb.ReadMetricsRequest
+    ) -> Iterator[metrics_pb.ReadMetricsResponse]:
+        call = self._metrics.ReadMetrics(request, metadata=self._metadata)
         try:
-            for message in call:
-                if message.HasField("caught_up"):
-                    yield None
-                    continue
-                columns = message.columns
-                yield Columns(
-                    key=columns.key,
-                    rank=columns.rank,
-                    attempt=columns.attempt,
-                    step=np.array(columns.step, np.int64),
-                    time_unix_us=np.array(columns.time_unix_us, np.int64),
-                    value=np.array(columns.value, np.float64),
-                )
+            yield from call
         except grpc.RpcError as error:
-            raise _read_error(error) from error
+            raise gateway_error(error) from error
         finally:
             call.cancel()
 
+    def _call(self, method: Callable[..., _Response], request: object) -> _Response:
+        def call() -> _Response:
+            try:
+                return method(request, metadata=self._metadata, timeout=_CALL_TIMEOUT_S)
+            except grpc.RpcError as error:
+                raise gateway_error(error) from error
 
-def _joined(pieces: list[Columns]) -> Columns:
-    if len(pieces) == 1:
-        return pieces[0]
-    return Columns(
-        key=pieces[0].key,
-        rank=pieces[0].rank,
-        attempt=pieces[0].attempt,
-        step=np.concatenate([piece.step for piece in pieces]),
-        time_unix_us=np.concatenate([piece.time_unix_us for piece in pieces]),
-        value=np.concatenate([piece.value for piece in pieces]),
+        return retried(call, patience_s=self._patience_s)
+
+
+def _aggregation(name: Aggregation | None) -> metrics_pb.RankAggregation.ValueType:
+    suffix = "UNSPECIFIED" if name is None else name.upper()
+    return metrics_pb.RankAggregation.Value(f"RANK_AGGREGATION_{suffix}")
+
+
+def _policy(name: StepPolicy | None) -> runs_pb.StepPolicy.ValueType:
+    suffix = "UNSPECIFIED" if name is None else name.upper()
+    return runs_pb.StepPolicy.Value(f"STEP_POLICY_{suffix}")
+
+
+def _run_info(run: runs_pb.Run) -> RunInfo:
+    return RunInfo(
+        run_id=run.run_id,
+        experiment=run.experiment,
+        name=run.name,
+        state=runs_pb.RunState.Name(run.state).removeprefix("RUN_STATE_"),
+        step_policy=runs_pb.StepPolicy.Name(run.step_policy)  # type: ignore[arg-type] # by proto
+        .removeprefix("STEP_POLICY_")
+        .lower(),
+        created_at=_time(run.create_time),
+        ended_at=_time(run.end_time) if run.HasField("end_time") else None,
+        heartbeat_at=_time(run.heartbeat_time) if run.HasField("heartbeat_time") else None,
+        attempts=tuple(
+            AttemptInfo(
+                attempt=attempt.attempt,
+                resume_step=attempt.resume_step if attempt.HasField("resume_step") else None,
+                started_at=_time(attempt.start_time),
+            )
+            for attempt in run.attempts
+        ),
     )
 
 
-def _read_error(error: Any) -> ReadError:
-    failure = failure_of(error)
-    return ReadError(failure.text, reason=failure.reason or error.code().name)
+def _time(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(UTC)
+
+
+def _series_info(series: metrics_pb.Series) -> SeriesInfo:
+    return SeriesInfo(
+        key=series.key,
+        rank=series.rank,
+        point_count=series.point_count,
+        last_step=series.last_step,
+        last_time=np.datetime64(series.last_time_unix_us, "us"),
+        last_value=series.last_value,
+        min_value=series.min_value,
+        max_value=series.max_value,
+    )
