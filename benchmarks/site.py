@@ -22,7 +22,7 @@ from typing import Final, Self
 import asyncpg
 import psutil
 
-from gateway.config import Settings
+from gateway import config
 from gateway.embedded import EmbeddedPostgres
 
 START_DEADLINE_S: Final = 30.0
@@ -60,7 +60,7 @@ class Site:
         self.dsn = self.postgres.socket_dsn
         self.address = f"127.0.0.1:{free_port()}"
         self.metrics_url = f"http://127.0.0.1:{free_port()}/metrics"
-        settings = Settings()
+        settings = config.load(flags={}, environment=os.environ)
         self.connections_budget = settings.ingest_connections + settings.query_connections
         self.connections_max = 0
         self._workers = workers

@@ -60,7 +60,9 @@ async def audit(trainers: Sequence[Trainer], observer: Observer) -> list[Finding
         ),
         Finding(
             claim=f"most database connections ever seen (budget {CONNECTIONS_BUDGET})",
-            found=str(observer.connections_max),
+            found=str(observer.connections_max)
+            if observer.connections_max <= CONNECTIONS_BUDGET
+            else f"{observer.connections_max}: {', '.join(observer.backends)}",
             holds=observer.connections_max == CONNECTIONS_BUDGET,
         ),
     ]

@@ -21,7 +21,8 @@ from matplotlib import pyplot as plt
 
 RATE_WINDOW_S: Final = 2.0
 BEST_RUNS: Final = 8
-CURVES: Final = 12
+OVERLAP_STEPS: Final = 60
+"""How much of a restart the chart shows before the resume step; twice as much after."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,17 +120,28 @@ def save_chart(path: Path, address: str, jobs: Sequence[Job]) -> None:
             epochs = (curve.step + 1) / (curve.step[0] + 1)
             left.plot(epochs, curve.value, color=colours(number / len(jobs)), linewidth=0.8)
         restarted = next(job for job in jobs if len(client.run(job.run_id).attempts) > 1)
-        resume_step = client.run(restarted.run_id).attempts[-1].resume_step
-        for stored in client.read(restarted.run_id, ["train/loss"], include_hidden=True):
-            right.plot(stored.step, stored.value, color="#cccccc", linewidth=2.5)
-        (visible,) = client.read(restarted.run_id, ["train/loss"], max_points=800)
-    right.plot(visible.step, visible.value, color="#1f4e79", linewidth=0.8, label="visible")
-    right.plot([], [], color="#cccccc", linewidth=2.5, label="stored, with what attempt 2 hides")
-    if resume_step is not None:
-        right.axvline(resume_step, color="#c0392b", linewidth=1, label="attempt 2 resumes here")
+        resume_step = client.run(restarted.run_id).attempts[-1].resume_step or 0
+        stored = client.read(restarted.run_id, ["train/loss"], include_hidden=True)
+    near = (resume_step - OVERLAP_STEPS, resume_step + 2 * OVERLAP_STEPS)
+    for series in stored:
+        shown = (series.step >= near[0]) & (series.step <= near[1])
+        right.plot(
+            series.step[shown],
+            series.value[shown],
+            linewidth=1.2,
+            label=f"attempt {series.attempt}",
+        )
+    right.axvline(resume_step, color="#c0392b", linewidth=1)
+    right.annotate(
+        " attempt 2 resumes; from here\n attempt 1 is hidden from reads",
+        (resume_step, 0.97),
+        xycoords=("data", "axes fraction"),
+        va="top",
+        fontsize=8,
+    )
     left.set(title=f"test accuracy, {len(jobs)} jobs", xlabel="epoch", ylim=(0.5, 1.0))
-    right.set(title=f"training loss of {restarted.name}, killed once", xlabel="step", yscale="log")
-    right.legend(frameon=False, fontsize=8)
+    right.set(title=f"training loss of {restarted.name}, killed once", xlabel="step", xlim=near)
+    right.legend(frameon=False, fontsize=8, loc="upper right")
     chart.savefig(path, dpi=130)
     plt.close(chart)
 

@@ -100,7 +100,7 @@ class Observer:
         stored_points: the points committed, when last seen.
         runs_open: the runs that have not ended, when last seen.
         connections: the gateway's database connections, when last seen.
-        connections_max: the most ever seen.
+        connections_max: the most ever seen; `backends` says which those were.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -108,6 +108,7 @@ class Observer:
         self.runs_open = 0
         self.connections = 0
         self.connections_max = 0
+        self.backends: list[str] = []
         self._directory = directory / "gateway"
         self._connection: asyncpg.Connection | None = None
         self._turn = asyncio.Lock()
@@ -130,10 +131,12 @@ class Observer:
         async with self._turn:
             try:
                 connection = await self.connection()
-                self.connections = await connection.fetchval(
-                    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
-                    " AND application_name LIKE 'headrace%'"
+                backends = await connection.fetch(
+                    "SELECT concat_ws(' ', application_name, pid, state) AS backend"
+                    " FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                    " AND application_name LIKE 'headrace%' ORDER BY backend_start"
                 )
+                self.connections = len(backends)
                 row = await connection.fetchrow(
                     "SELECT (SELECT coalesce(sum(accepted_points), 0)::bigint FROM writers),"
                     " (SELECT count(*) FROM runs WHERE state = 1)"
@@ -141,10 +144,13 @@ class Observer:
                 self.stored_points, self.runs_open = row
             except DATABASE_DOWN:
                 self.connections = 0
+                backends = []
                 if self._connection is not None:
                     self._connection.terminate()
                     self._connection = None
-        self.connections_max = max(self.connections_max, self.connections)
+        if self.connections > self.connections_max:
+            self.connections_max = self.connections
+            self.backends = [row["backend"] for row in backends]
 
     async def close(self) -> None:
         """Close the connection."""
