@@ -32,6 +32,10 @@ test: setup ## run the tests
 conformance: setup ## every client against every scenario; CLIENTS=go,rust CASES=cut,… choose
 	$(BIN)/python -m tests.conformance --clients '$(CLIENTS)' --cases '$(CASES)'
 
+.PHONY: artifacts-full
+artifacts-full: setup ## artifacts at full size: 4 GiB in one file, 32 x 256 MiB at a time (minutes, 20 GB of disk)
+	HEADRACE_ARTIFACTS_FULL=1 $(BIN)/python -m pytest tests/artifacts -rP -k 'memory or fault or transfer'
+
 .PHONY: bench
 bench: setup ## measure ingest beside raw COPY; writes benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks
