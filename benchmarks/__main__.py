@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import charts, harness, machine
+from benchmarks.artifacts import measure_acks_beside_artifacts, measure_artifacts
 from benchmarks.clients_ingest import measure_clients, measure_log_call
 from benchmarks.copy_baselines import measure_copy, measure_executemany
 from benchmarks.harness import Scenario
@@ -19,6 +20,10 @@ from benchmarks.site import Site
 
 SCENARIOS: Final = (
     # First, in a fresh process: memory that busier scenarios freed would hide the streams.
+    Scenario(name="artifacts", summary="one large file by aioboto3, through the gateway, past it",
+             measure=measure_artifacts),
+    Scenario(name="ack-artifacts", summary="acknowledgement latency alone and beside 16 uploads",
+             measure=measure_acks_beside_artifacts, rounds_max=2),
     Scenario(name="idle", summary="memory and connections with 1,000 idle streams",
              measure=measure_idle, rounds_max=1),
     Scenario(name="copy", summary="raw binary COPY of rows, with and without an index",

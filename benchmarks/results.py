@@ -63,6 +63,30 @@ TARGETS: Final = (
         claim="acknowledgement at 100,000 points/s: p99 ms",
     ),
     Target(
+        figure="artifact_proxy_ratio",
+        at_least=True,
+        bound=0.6,
+        claim="upload through the gateway: x aioboto3",
+    ),
+    Target(
+        figure="artifact_direct_ratio",
+        at_least=True,
+        bound=0.95,
+        claim="upload past the gateway, verified: x aioboto3",
+    ),
+    Target(
+        figure="artifact_rss_growth_mb",
+        at_least=False,
+        bound=268,
+        claim="memory that uploads add to the gateway: MB",
+    ),
+    Target(
+        figure="ack_ratio_with_16_uploads",
+        at_least=False,
+        bound=2.0,
+        claim="acknowledgement p99 beside 16 uploads: x alone",
+    ),
+    Target(
         figure="idle_stream_bytes",
         at_least=False,
         bound=60_000,
@@ -93,6 +117,9 @@ RATIOS: Final = {
         "ingest_raw_64x1000_points_per_s",
         "copy_rows_unindexed_best_points_per_s",
     ),
+    "artifact_proxy_ratio": ("artifact_proxy_mib_per_s", "artifact_aioboto3_mib_per_s"),
+    "artifact_direct_ratio": ("artifact_direct_mib_per_s", "artifact_aioboto3_mib_per_s"),
+    "ack_ratio_with_16_uploads": ("ack_p99_ms_with_16_uploads", "ack_p99_ms_without_uploads"),
     "ratio_raw_to_executemany": ("ingest_raw_64x1000_points_per_s", "executemany_points_per_s"),
     "ratio_copy_indexed_to_our_bytes_per_point": (
         "copy_rows_indexed_bytes_per_point",

@@ -23,7 +23,7 @@ import asyncpg
 import psutil
 
 from gateway import config
-from gateway.embedded import EmbeddedPostgres
+from gateway.embedded import EmbeddedPostgres, EmbeddedS3
 
 START_DEADLINE_S: Final = 30.0
 WATCH_INTERVAL_S: Final = 0.05
@@ -57,6 +57,7 @@ class Site:
     def __init__(self, directory: Path, *, workers: int) -> None:
         self.directory = directory
         self.postgres = EmbeddedPostgres(directory)
+        self.s3 = EmbeddedS3(directory)
         self.dsn = self.postgres.socket_dsn
         self.address = f"127.0.0.1:{free_port()}"
         self.metrics_url = f"http://127.0.0.1:{free_port()}/metrics"
@@ -73,7 +74,7 @@ class Site:
         directory = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
         site = cls(directory, workers=workers)
         try:
-            with site.postgres:
+            with site.postgres, site.s3:
                 await site._start_gateway()
                 watch = asyncio.create_task(site._watch_connections())
                 try:
@@ -91,6 +92,16 @@ class Site:
         """The gateway's process id."""
         assert self._gateway is not None
         return self._gateway.pid
+
+    @property
+    def s3_variables(self) -> dict[str, str]:
+        """The settings that name the bucket."""
+        return {
+            "HEADRACE_GATEWAY_S3_BUCKET": self.s3.bucket,
+            "HEADRACE_GATEWAY_S3_ENDPOINT_URL": self.s3.endpoint_url,
+            "HEADRACE_GATEWAY_S3_ACCESS_KEY_ID": self.s3.access_key_id,
+            "HEADRACE_GATEWAY_S3_SECRET_ACCESS_KEY": self.s3.secret_access_key,
+        }
 
     def gateway_memory_bytes(self) -> int:
         """Return the resident memory of the gateway and its worker processes."""
@@ -127,6 +138,7 @@ class Site:
             stderr=subprocess.STDOUT,
             env={
                 **os.environ,
+                **self.s3_variables,
                 "HEADRACE_GATEWAY_DSN": self.dsn,
                 "HEADRACE_GATEWAY_LISTEN": self.address,
                 "HEADRACE_GATEWAY_METRICS_LISTEN": self.metrics_url.split("/")[2],

@@ -1,0 +1,135 @@
+"""Artifacts: throughput beside aioboto3, memory, and what they cost the metrics.
+
+The baseline is the same work without a gateway: aioboto3 with its defaults
+sends the same parts to the same S3 server, as many at a time, from a process
+of its own on the same machine. Times end when the file is visible, whatever
+has to be hashed or verified before.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from benchmarks.artifact_client import renew
+from benchmarks.load import Load
+from benchmarks.raw_ingest import generate
+from benchmarks.site import Site
+
+_MIB: Final = 1024 * 1024
+_FILE_BYTES: Final = 512 * _MIB
+_BUSY_FILES: Final = 16
+_BUSY_FILE_BYTES: Final = 24 * _MIB
+_WATCH_INTERVAL_S: Final = 0.02
+_MODES: Final = ("aioboto3", "gateway", "direct")
+
+
+async def measure_artifacts(site: Site, load: Load) -> dict[str, float]:
+    """Upload one large file by each way, in turn, and watch the gateway's memory."""
+    path = _file(site, "large", _FILE_BYTES)
+    await _once(site, "gateway", _file(site, "warm", 20 * _MIB))
+    rates: dict[str, float] = {}
+    before_bytes = site.gateway_memory_bytes()
+    async with _watched_memory(site) as most:
+        for mode in _MODES:
+            renew(path)
+            result = await _once(site, mode, path)
+            rates[mode] = result["bytes"] / result["seconds"] / _MIB
+    return {
+        "artifact_aioboto3_mib_per_s": rates["aioboto3"],
+        "artifact_proxy_mib_per_s": rates["gateway"],
+        "artifact_direct_mib_per_s": rates["direct"],
+        "artifact_rss_growth_mb": (most[0] - before_bytes) / 1e6,
+    }
+
+
+async def measure_acks_beside_artifacts(site: Site, load: Load) -> dict[str, float]:
+    """Time acknowledgements at a steady load, alone and beside 16 uploads."""
+    files = [_file(site, f"busy-{n}", _BUSY_FILE_BYTES) for n in range(_BUSY_FILES)]
+    alone = await _paced(site, load)
+    async with _busy(site, files):
+        beside = await _paced(site, load)
+    return {
+        "ack_p99_ms_without_uploads": alone,
+        "ack_p99_ms_with_16_uploads": beside,
+    }
+
+
+async def _paced(site: Site, load: Load) -> float:
+    result = await generate(
+        site,
+        "--streams", load.streams, "--series", load.series, "--seed", random.getrandbits(32),
+        "--batch-points", 200, "--points-per-s", load.paced_points_per_s,
+        "--duration-s", load.paced_s,
+    )  # fmt: skip
+    p99: float = result["ack_ms"]["p99"]
+    return p99
+
+
+def _file(site: Site, name: str, size: int) -> Path:
+    """Make a file of random bytes, once."""
+    path = site.directory / name
+    if not path.exists():
+        with path.open("wb") as file:
+            for _ in range(size // _MIB):
+                file.write(random.randbytes(_MIB))
+    return path
+
+
+async def _start(site: Site, mode: str, *files: Path) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "benchmarks.artifact_client",
+        mode,
+        *files,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **site.s3_variables, "BENCHMARK_ADDRESS": site.address},
+    )
+
+
+async def _finish(process: asyncio.subprocess.Process) -> dict[str, float]:
+    output, complaints = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(complaints.decode(errors="replace")[-500:])
+    result: dict[str, float] = json.loads(output)
+    return result
+
+
+async def _once(site: Site, mode: str, path: Path) -> dict[str, float]:
+    return await _finish(await _start(site, mode, path))
+
+
+@contextlib.asynccontextmanager
+async def _busy(site: Site, files: list[Path]) -> AsyncIterator[None]:
+    process = await _start(site, "busy", *files)
+    try:
+        await asyncio.sleep(2)  # until all of them are under way
+        yield
+    finally:
+        result = await _finish(process)
+        if not result["bytes"]:
+            raise RuntimeError("no upload was completed meanwhile")
+
+
+@contextlib.asynccontextmanager
+async def _watched_memory(site: Site) -> AsyncIterator[list[int]]:
+    most = [site.gateway_memory_bytes()]
+
+    async def watch() -> None:
+        while True:
+            most[0] = max(most[0], site.gateway_memory_bytes())
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield most
+    finally:
+        task.cancel()
