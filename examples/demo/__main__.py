@@ -28,8 +28,9 @@ DEADLINE_S: Final = 300.0
 
 CUT_AT: Final = 0.15
 GATEWAY_KILL_AT: Final = 0.50
-TRAINER_KILL_AT: Final = 0.40
-"""Parts of the points: of all jobs for the first two, of the victim for the last."""
+TRAINER_KILL_AT: Final = 0.4125
+"""Parts of the points: of all jobs for the first two, of the victim for the last, which
+falls into the middle of an epoch: the restart computes some steps anew."""
 
 
 class Demo:
