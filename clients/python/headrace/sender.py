@@ -174,7 +174,9 @@ class Sender:
             if self.status.committed_sequence > before:
                 wait_s = BACKOFF_S
             pause_s = wait_s * random.uniform(0.5, 1.0)
-            if failure is not None:
+            if failure is None:
+                self._log(f"the stream ended early; trying again in {pause_s:.1f} s")
+            else:
                 self._log(f"{failure.text}; trying again in {pause_s:.1f} s")
                 pause_s = max(pause_s, failure.retry_after_s * random.uniform(1.0, 1.5))
             await asyncio.sleep(pause_s)

@@ -33,8 +33,8 @@ WINDOW_BYTES: Final = 8 * 1024 * 1024
 
 LINGER_S: Final = 0.1
 """After sending less than half a batch, gather for so long before looking again. A
-message costs about 1 ms of CPU here whatever it carries: 64 trainers that log 100
-times a second would take 1.7 cores at 50 ms, and take 0.8 at 100 ms."""
+message costs about 1 ms of CPU here whatever it carries: the sender of a trainer that
+logs 100 times a second takes 2.6 % of a core at 50 ms, 1 % at 100 ms."""
 
 ACTIVE_S: Final = 0.5
 """After the last record or wake-up, look every LINGER_S for so long: more than
