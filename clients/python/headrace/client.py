@@ -19,7 +19,7 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from headrace.calls import gateway_error, retried
-from headrace.channel import open_blocking_channel
+from headrace.channel import call_metadata, open_blocking_channel
 from headrace.columns import Columns, SeriesColumns, from_message, join
 from headrace.errors import GatewayError
 from headrace.settings import load_settings
@@ -149,7 +149,7 @@ class Client:
         """
         settings = load_settings(address=address, token=token, tls_ca=tls_ca)
         self._patience_s = patience_s
-        self._metadata = (("authorization", f"Bearer {settings.token}"),) if settings.token else ()
+        self._metadata = tuple(call_metadata(settings))
         self._channel = open_blocking_channel(settings)
         self._runs = RunServiceStub(self._channel)
         self._metrics = MetricServiceStub(self._channel)
