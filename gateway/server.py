@@ -21,6 +21,8 @@ from grpc_reflection.v1alpha import reflection
 from headrace.v1 import (
     artifact_service_pb2,
     artifact_service_pb2_grpc,
+    experiment_service_pb2,
+    experiment_service_pb2_grpc,
     metric_service_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
@@ -34,17 +36,23 @@ from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
 from gateway.ingest.engine import IngestEngine, IngestSettings
 from gateway.rpc.artifact_service import ArtifactService
 from gateway.rpc.authentication import Authenticator
+from gateway.rpc.experiment_service import ExperimentService
 from gateway.rpc.interceptors import RECEIVE_BYTES_MAX, CallInterceptor
 from gateway.rpc.metric_read import MetricReadService
 from gateway.rpc.metric_service import metric_handlers
 from gateway.rpc.metric_write import MetricWriteService
 from gateway.rpc.run_service import RunService
+from gateway.rpc.workspace_service import WorkspaceService
+from gateway.rpc.workspaces import WorkspaceChoice
 from gateway.store import migrate
 from gateway.store.connections import Database
+from gateway.store.experiments import ExperimentNames, ExperimentStore
 from gateway.store.metrics import MetricStore
 from gateway.store.reading import MetricReading
 from gateway.store.runs import RunStore
+from gateway.store.search import SearchStore
 from gateway.store.tokens import TokenStore
+from gateway.store.workspaces import WorkspaceStore
 from gateway.telemetry import METRICS
 
 _LOG = structlog.get_logger(__name__)
@@ -56,6 +64,8 @@ _READS_MAX: Final = 2  # snapshots held at a time: each costs memory and a conne
 _STREAMS_PER_CONNECTION_MAX: Final = 1_000
 SERVICE_NAMES: Final = (
     artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"].full_name,
+    experiment_service_pb2.DESCRIPTOR.services_by_name["ExperimentService"].full_name,
+    experiment_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name,
     metric_service_pb2.DESCRIPTOR.services_by_name["MetricService"].full_name,
     run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
 )
@@ -71,6 +81,9 @@ class Stores:
 
     database: Database
     runs: RunStore
+    experiments: ExperimentStore
+    workspaces: WorkspaceStore
+    searches: SearchStore
     tokens: TokenStore
     metrics: MetricStore
     reading: MetricReading
@@ -171,7 +184,15 @@ def _add_services(
         signed_expiry_s=settings.artifact_signed_expiry_s,
     )
     artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
-    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunService(stores.runs), server)
+    run_service_pb2_grpc.add_RunServiceServicer_to_server(
+        RunService(stores.runs, stores.searches), server
+    )
+    experiment_service_pb2_grpc.add_ExperimentServiceServicer_to_server(
+        ExperimentService(stores.experiments, stores.searches), server
+    )
+    experiment_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(
+        WorkspaceService(stores.workspaces), server
+    )
     metrics = metric_handlers(MetricWriteService(engine), MetricReadService(stores.reading))
     server.add_generic_rpc_handlers((metrics,))
 
@@ -179,11 +200,15 @@ def _add_services(
 @contextlib.asynccontextmanager
 async def _stores(settings: Settings, worker: int) -> AsyncIterator[Stores]:
     database = await _connect(settings, worker)
+    names = ExperimentNames(pattern=settings.experiment_name_pattern)
     try:
         async with open_artifacts(settings, database) as artifacts:
             yield Stores(
                 database=database,
-                runs=RunStore(database),
+                runs=RunStore(database, names),
+                experiments=ExperimentStore(database, names),
+                workspaces=WorkspaceStore(database),
+                searches=SearchStore(database),
                 tokens=TokenStore(database),
                 metrics=MetricStore(database),
                 # One connection, if there is another, stays for calls that are over soon.
@@ -219,8 +244,13 @@ def _server(settings: Settings, stores: Stores, *, share_port: bool) -> grpc.aio
         cache_s=settings.token_cache_s,
         clock=time.monotonic,
     )
+    workspaces = WorkspaceChoice(
+        stores.workspaces, cache_s=settings.token_cache_s, clock=time.monotonic
+    )
     return grpc.aio.server(
-        interceptors=[CallInterceptor(authenticator, recheck_s=settings.token_recheck_s)],
+        interceptors=[
+            CallInterceptor(authenticator, workspaces, recheck_s=settings.token_recheck_s)
+        ],
         options=[
             # gRPC's default is to share: two gateways would silently split one port.
             ("grpc.so_reuseport", int(share_port)),

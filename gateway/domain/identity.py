@@ -19,14 +19,20 @@ class Identity:
         workspace_id: the boundary of everything it can see.
         name: the token's name, for logs.
         can_write: False for a token that only reads.
+        can_administer: whether it may change workspaces.
+        archived: whether its workspace takes no more writes.
     """
 
     workspace_id: int
     name: str
     can_write: bool
+    can_administer: bool = False
+    archived: bool = False
 
 
-ANONYMOUS: Final = Identity(workspace_id=DEFAULT_WORKSPACE_ID, name="anonymous", can_write=True)
+ANONYMOUS: Final = Identity(
+    workspace_id=DEFAULT_WORKSPACE_ID, name="anonymous", can_write=True, can_administer=True
+)
 """Every caller of a gateway that runs without authentication."""
 
 _current: ContextVar[Identity] = ContextVar("identity")

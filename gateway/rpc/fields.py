@@ -1,8 +1,11 @@
 """Validators of request fields. Each returns the value or names field, value and limit."""
 
 import re
-from typing import Final
+from collections.abc import Collection
+from typing import Any, Final
 from uuid import UUID
+
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.limits import NAME_CHARACTERS_MAX
@@ -60,6 +63,75 @@ def name(text: str, *, field: str, default: str, characters_max: int = NAME_CHAR
             value=repr(text),
         )
     return text
+
+
+def required_name(text: str, *, field: str) -> str:
+    """Return a name that must be given; see `name`.
+
+    Raises:
+        HeadraceError: FIELD_REQUIRED when empty.
+    """
+    if not text:
+        raise HeadraceError(Reason.FIELD_REQUIRED, f"{field} is required", field=field)
+    return name(text, field=field, default="")
+
+
+def text(value: str, *, field: str, characters_max: int) -> str:
+    """Return free text, which may have lines.
+
+    Raises:
+        HeadraceError: LIMIT_EXCEEDED, or FIELD_INVALID for NUL.
+    """
+    count(len(value), field=field, maximum=characters_max, unit="characters")
+    if "\0" in value:
+        raise HeadraceError(Reason.FIELD_INVALID, f"{field} contains NUL", field=field)
+    return value
+
+
+def count(number: int, *, field: str, maximum: int, unit: str = "elements") -> None:
+    """Refuse more than `maximum` of something.
+
+    Raises:
+        HeadraceError: LIMIT_EXCEEDED.
+    """
+    if number > maximum:
+        raise HeadraceError(
+            Reason.LIMIT_EXCEEDED,
+            f"{field} has {number} {unit}, more than {maximum}",
+            field=field,
+            value=number,
+            limit=maximum,
+        )
+
+
+def mask(paths: FieldMask, *, allowed: Collection[str]) -> list[str]:
+    """Return the paths of an update mask.
+
+    Raises:
+        HeadraceError: FIELD_REQUIRED when there are none, FIELD_INVALID for others
+            than `allowed`.
+    """
+    if not paths.paths:
+        raise HeadraceError(Reason.FIELD_REQUIRED, "update_mask is required", field="update_mask")
+    for path in paths.paths:
+        if path not in allowed:
+            raise HeadraceError(
+                Reason.FIELD_INVALID,
+                f"update_mask may name {', '.join(allowed)}, not {path!r}",
+                field="update_mask",
+                value=path,
+            )
+    return list(dict.fromkeys(paths.paths))
+
+
+def page_identity(request: Any) -> bytes:
+    """Return what a page token belongs to: the request but for its page_size and page_token."""
+    rest = type(request)()
+    rest.CopyFrom(request)
+    rest.ClearField("page_size")
+    rest.ClearField("page_token")
+    serialized: bytes = rest.SerializeToString(deterministic=True)
+    return serialized
 
 
 def choice(value: int, *, field: str, default: int, allowed: range) -> int:

@@ -23,8 +23,9 @@ from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
 from gateway.domain.identity import ANONYMOUS, set_identity
 from gateway.domain.limits import MESSAGE_BYTES_MAX
 from gateway.rpc.authentication import Authenticator
-from gateway.rpc.permissions import METHOD_PERMISSIONS, Permission
+from gateway.rpc.permissions import METHOD_PERMISSIONS, Permission, check_permission
 from gateway.rpc.status import status_of
+from gateway.rpc.workspaces import WorkspaceChoice
 from gateway.telemetry import METRICS
 
 _LOG = structlog.get_logger(__name__)
@@ -41,15 +42,19 @@ class _Call:
     method: str
     permission: Permission
     authorization: str | None
+    workspace: str | None
     streaming: bool
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """See the module."""
 
-    def __init__(self, authenticator: Authenticator, *, recheck_s: float) -> None:
+    def __init__(
+        self, authenticator: Authenticator, workspaces: WorkspaceChoice, *, recheck_s: float
+    ) -> None:
         """Prepare; `recheck_s` is how often an open stream's token is verified again."""
         self._authenticator = authenticator
+        self._workspaces = workspaces
         self._recheck_s = recheck_s
 
     async def intercept_service(
@@ -64,11 +69,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if permission is None or handler is None:
             return grpc.stream_stream_rpc_method_handler(_refuse_unknown)
         metadata = handler_call_details.invocation_metadata or ()
-        authorization = next((value for key, value in metadata if key == "authorization"), None)
         call = _Call(
             method=method,
             permission=permission,
-            authorization=authorization if isinstance(authorization, str) else None,
+            authorization=_text_of(metadata, "authorization"),
+            workspace=_text_of(metadata, "headrace-workspace"),
             streaming=handler.request_streaming or handler.response_streaming,
         )
         return self._guard(handler, call)
@@ -111,12 +116,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             identity = ANONYMOUS
             if call.permission is not Permission.PUBLIC:
                 identity = await self._authenticator.identify(call.authorization)
-            if call.permission is Permission.WRITE and not identity.can_write:
-                raise HeadraceError(
-                    Reason.PERMISSION_DENIED,
-                    f"the token {identity.name!r} only reads; {call.method} writes",
-                    method=call.method,
-                )
+                if call.workspace is not None:
+                    identity = await self._workspaces.choose(
+                        identity, call.workspace, bound=self._authenticator.required
+                    )
+            check_permission(identity, call.permission, call.method)
             set_identity(identity)
             async with self._verified_again(call):
                 yield
@@ -169,6 +173,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise refusal from None
         finally:
             watcher.cancel()
+
+
+def _text_of(metadata: Any, name: str) -> str | None:
+    return next((value for key, value in metadata if key == name and isinstance(value, str)), None)
 
 
 async def _refuse_unknown(_: Any, context: Any) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
+from gateway.domain.errors import HeadraceError, Reason
+from gateway.domain.identity import Identity
+
 
 class Permission(Enum):
     """What a caller must be able to do."""
@@ -64,3 +67,29 @@ METHOD_PERMISSIONS: Final[Mapping[str, Permission]] = {
     "/headrace.v1.WorkspaceService/CreateWorkspace": Permission.ADMINISTER,
     "/headrace.v1.WorkspaceService/ListWorkspaces": Permission.READ,
 }
+
+
+def check_permission(identity: Identity, permission: Permission, method: str) -> None:
+    """Refuse what the caller may not do. Finer grants will be decided here too.
+
+    Raises:
+        HeadraceError: PERMISSION_DENIED, WORKSPACE_ARCHIVED.
+    """
+    if permission is Permission.WRITE and not identity.can_write:
+        raise HeadraceError(
+            Reason.PERMISSION_DENIED,
+            f"the token {identity.name!r} only reads; {method} writes",
+            method=method,
+        )
+    if permission is Permission.ADMINISTER and not identity.can_administer:
+        raise HeadraceError(
+            Reason.PERMISSION_DENIED,
+            f"{method} is for administrators: use `headrace-gateway workspace`",
+            method=method,
+        )
+    if permission is Permission.WRITE and identity.archived:
+        raise HeadraceError(
+            Reason.WORKSPACE_ARCHIVED,
+            "the workspace is archived and takes no more writes",
+            method=method,
+        )

@@ -1,14 +1,36 @@
 """Runs in PostgreSQL: created once, whoever races; seen only from their workspace."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.domain.runs import Attempt, Run, RunState
+from gateway.domain.metadata import (
+    PROTECTED_TAG,
+    DatasetInput,
+    Entry,
+    MetadataRows,
+    Notes,
+    SummaryValue,
+)
+from gateway.domain.runs import (
+    Attempt,
+    NewRun,
+    Run,
+    RunData,
+    RunMetric,
+    RunOrigin,
+    RunState,
+)
 from gateway.store.connections import Database
+from gateway.store.experiments import ExperimentNames, ensure_experiment
+from gateway.store.metadata import write_metadata
 from gateway.store.queries import load
+from gateway.store.run_metrics import refresh_run_metrics
 
 _SQL: Final = load("runs")
 
@@ -20,19 +42,11 @@ class RunStore:
     have, RUN_PURGED for one that it had, and STORE_UNAVAILABLE.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, names: ExperimentNames | None = None) -> None:
         self._database = database
+        self._names = names or ExperimentNames()
 
-    async def create(
-        self,
-        run_id: UUID,
-        *,
-        workspace_id: int,
-        experiment: str,
-        name: str,
-        step_policy: int,
-        late_policy: int,
-    ) -> tuple[Run, bool]:
+    async def create(self, wanted: NewRun) -> tuple[Run, bool]:
         """Create a run and, if need be, its experiment; or return the one that has the id.
 
         Returns:
@@ -40,44 +54,59 @@ class RunStore:
 
         Raises:
             HeadraceError: RUN_EXISTS when it differs in what is immutable, or
-                belongs to another workspace.
+                belongs to another workspace; EXPERIMENT_DELETED; the fault of an
+                entry.
         """
+        run_id, workspace_id = wanted.run_id, wanted.workspace_id
         async with self._database.query() as connection, connection.transaction():
-            experiment_id = await _experiment_id(connection, workspace_id, experiment)
-            made = await connection.fetchval(
-                _SQL["create"], run_id, workspace_id, experiment_id, name, step_policy, late_policy
+            experiment_id = await ensure_experiment(
+                connection, workspace_id, wanted.experiment, self._names
             )
-            row = await connection.fetchrow(_SQL["read"], run_id, workspace_id)
-            if row is None:
+            made = await connection.fetchval(
+                _SQL["create"],
+                run_id,
+                workspace_id,
+                experiment_id,
+                wanted.name,
+                wanted.step_policy,
+                wanted.late_policy,
+                wanted.parent_run_id,
+                wanted.started_at,
+                wanted.origin.user_name,
+                wanted.origin.host,
+                wanted.origin.git_commit,
+                wanted.origin.entry_point,
+            )
+            if made is not None:
+                await connection.execute(_SQL["heartbeat"], run_id)
+                await _write(connection, run_id, wanted.entries)
+            runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
+            if not runs:
                 raise HeadraceError(
                     Reason.RUN_EXISTS,
                     f"the run id {run_id.hex} is taken; make one of your own",
                     field="run_id",
                     value=run_id.hex,
                 )
-            run = _run(row)
-            wanted = {
-                "experiment": experiment,
-                "step_policy": step_policy,
-                "late_policy": late_policy,
-            }
-            for field, value in wanted.items():
-                if (found := getattr(run, field)) != value:
-                    raise HeadraceError(
-                        Reason.RUN_EXISTS,
-                        f"run {run_id.hex} exists with {field} {found!r}, not {value!r}",
-                        field=field,
-                        value=value,
-                    )
-            return run, made is not None
+            _check_equal(runs[0], wanted)
+            return runs[0], made is not None
 
     async def read(self, run_id: UUID, *, workspace_id: int) -> Run:
-        """Return a run."""
-        async with self._database.query() as connection:
+        """Return a run with all that is known of it."""
+        async with (
+            self._database.query() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
             return await _read(connection, run_id, workspace_id)
 
     async def finish(
-        self, run_id: UUID, *, workspace_id: int, attempt: int, state: RunState
+        self,
+        run_id: UUID,
+        *,
+        workspace_id: int,
+        attempt: int,
+        state: RunState,
+        ended_at: datetime | None = None,
     ) -> tuple[Run, bool]:
         """End a run if `attempt` is its newest; return it and whether it was.
 
@@ -97,40 +126,156 @@ class RunStore:
                 )
             applied = attempt == newest
             if applied:
-                await connection.execute(_SQL["finish"], run_id, state)
+                await connection.execute(_SQL["finish"], run_id, state, ended_at)
+                await refresh_run_metrics(connection, [run_id])
             return await _read(connection, run_id, workspace_id), applied
 
+    async def reopen(self, run_id: UUID, *, workspace_id: int) -> Run:
+        """Set a run that has ended to RUNNING."""
+        async with self._database.query() as connection, connection.transaction():
+            _check_present(await connection.fetchrow(_SQL["lock"], run_id, workspace_id), run_id)
+            await connection.execute(_SQL["reopen"], run_id)
+            await connection.execute(_SQL["heartbeat"], run_id)
+            return await _read(connection, run_id, workspace_id)
+
+    async def update(self, run_id: UUID, *, workspace_id: int, changes: Mapping[str, str]) -> Run:
+        """Change some of name, notes, user_name, host, git_commit, entry_point."""
+        async with self._database.query() as connection, connection.transaction():
+            _check_present(await connection.fetchrow(_SQL["lock"], run_id, workspace_id), run_id)
+            columns = ("name", "user_name", "host", "git_commit", "entry_point")
+            await connection.execute(_SQL["update"], run_id, *map(changes.get, columns))
+            if "notes" in changes:
+                await _write(connection, run_id, [Notes(text=changes["notes"])])
+            return await _read(connection, run_id, workspace_id)
+
+    async def write_metadata(
+        self, run_id: UUID, entries: Sequence[Entry], *, workspace_id: int
+    ) -> None:
+        """Write entries, all or none.
+
+        Raises:
+            HeadraceError: PARAM_CHANGED, or the first fault of an entry.
+        """
+        async with self._database.query() as connection, connection.transaction():
+            _check_present(await connection.fetchrow(_SQL["exists"], run_id, workspace_id), run_id)
+            await _write(connection, run_id, entries)
+
+    async def delete(self, run_id: UUID, *, workspace_id: int) -> Run:
+        """Hide a run.
+
+        Raises:
+            HeadraceError: RUN_PROTECTED.
+        """
+        async with self._database.query() as connection, connection.transaction():
+            _check_present(await connection.fetchrow(_SQL["lock"], run_id, workspace_id), run_id)
+            if await connection.fetchval(_SQL["is_protected"], run_id, PROTECTED_TAG):
+                raise HeadraceError(
+                    Reason.RUN_PROTECTED,
+                    f"run {run_id.hex} has the tag {PROTECTED_TAG}; remove it first",
+                    field="run_id",
+                    value=run_id.hex,
+                )
+            await connection.execute(_SQL["delete"], run_id)
+            return await _read(connection, run_id, workspace_id)
+
+    async def restore(self, run_id: UUID, *, workspace_id: int) -> Run:
+        """Take a deletion back.
+
+        Raises:
+            HeadraceError: RUN_PURGED, also when its purge has begun.
+        """
+        async with self._database.query() as connection, connection.transaction():
+            _check_present(await connection.fetchrow(_SQL["lock"], run_id, workspace_id), run_id)
+            await connection.execute(_SQL["restore"], run_id)
+            return await _read(connection, run_id, workspace_id)
+
     async def heartbeat(self, run_id: UUID, *, workspace_id: int) -> None:
-        """Note that a run's job is alive."""
+        """Note that a run's job is alive; a LOST one is RUNNING again."""
         async with self._database.query() as connection:
             _check_present(await connection.fetchrow(_SQL["exists"], run_id, workspace_id), run_id)
             await connection.execute(_SQL["heartbeat"], run_id)
+            await connection.execute(_SQL["revive"], run_id)
 
 
-async def _experiment_id(connection: asyncpg.Connection, workspace_id: int, name: str) -> int:
-    # Looked for first: nearly always there, and a failed insert burns an id.
-    for query in ("find_experiment", "create_experiment", "find_experiment"):
-        found: int | None = await connection.fetchval(_SQL[query], workspace_id, name)
-        if found is not None:
-            return found
-    raise HeadraceError(Reason.INTERNAL, f"experiment {name!r} vanished while it was created")
+async def read_runs(
+    connection: asyncpg.Connection,
+    run_ids: Sequence[UUID],
+    workspace_id: int,
+    *,
+    data: bool,
+    rest: bool = False,
+) -> list[Run]:
+    """Return the runs of the workspace among `run_ids`, in their order.
+
+    Args:
+        connection: in a transaction when the answers have to be of one snapshot.
+        run_ids: which.
+        workspace_id: the caller's.
+        data: with params, tags, summary values and metrics.
+        rest: with facts and datasets.
+
+    Raises:
+        HeadraceError: RUN_PURGED.
+    """
+    rows = await connection.fetch(_SQL["core"], run_ids, workspace_id)
+    found: dict[UUID, dict[str, list[Any]]] = {row["run_id"]: defaultdict(list) for row in rows}
+
+    async def collect(kind: str) -> None:
+        for row in await connection.fetch(_SQL[kind], list(found)):
+            found[row["run_id"]][kind].append(_ITEMS[kind](row))
+
+    if found:
+        for kind in ("params", "tags", "summary", "metrics") if data else ():
+            await collect(kind)
+        for kind in ("facts", "datasets") if rest else ():
+            await collect(kind)
+    runs = {
+        row["run_id"]: _run(
+            row, RunData(**{kind: tuple(items) for kind, items in found[row["run_id"]].items()})
+        )
+        for row in rows
+    }
+    return [runs[run_id] for run_id in run_ids if run_id in runs]
 
 
 async def _read(connection: asyncpg.Connection, run_id: UUID, workspace_id: int) -> Run:
-    row = await connection.fetchrow(_SQL["read"], run_id, workspace_id)
-    _check_present(row, run_id)
-    return _run(row)
+    runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
+    _check_present(runs[0] if runs else None, run_id)
+    return runs[0]
 
 
-def _check_present(row: Any, run_id: UUID) -> None:
-    if row is None:
+async def _write(connection: asyncpg.Connection, run_id: UUID, entries: Sequence[Entry]) -> None:
+    if not entries:
+        return
+    rows = MetadataRows()
+    rows.add(run_id, entries, 0)
+    if not rows.refusals:
+        await write_metadata(connection, rows)
+    if rows.refusals:
+        raise rows.refusals[0].error()
+
+
+def _check_equal(run: Run, wanted: NewRun) -> None:
+    for field in ("experiment", "step_policy", "late_policy"):
+        found, value = getattr(run, field), getattr(wanted, field)
+        if found != value:
+            raise HeadraceError(
+                Reason.RUN_EXISTS,
+                f"run {run.run_id.hex} exists with {field} {found!r}, not {value!r}",
+                field=field,
+                value=value,
+            )
+
+
+def _check_present(found: Any, run_id: UUID) -> None:
+    if found is None:
         raise HeadraceError(
             Reason.RUN_NOT_FOUND,
             f"no run {run_id.hex} in this workspace",
             field="run_id",
             value=run_id.hex,
         )
-    if row["purged_at"] is not None:
+    if not isinstance(found, Run) and found["purged_at"] is not None:
         raise HeadraceError(
             Reason.RUN_PURGED,
             f"run {run_id.hex} was purged; it cannot be used again",
@@ -139,21 +284,62 @@ def _check_present(row: Any, run_id: UUID) -> None:
         )
 
 
-def _run(row: Any) -> Run:
+_ITEMS: Final[Mapping[str, Any]] = {
+    "params": lambda row: (row["key"], row["value"]),
+    "tags": lambda row: (row["key"], row["value"]),
+    "summary": lambda row: SummaryValue(
+        key=row["key"], value=row["text"] if row["number"] is None else row["number"]
+    ),
+    "metrics": lambda row: RunMetric(
+        key=row["key"],
+        rank=row["rank"],
+        point_count=row["point_count"],
+        last_step=row["last_step"],
+        last_time_us=row["last_time"],
+        last_value=row["last_value"],
+        min_value=row["min_value"],
+        max_value=row["max_value"],
+    ),
+    "facts": lambda row: (row["name"], row["value"]),
+    "datasets": lambda row: DatasetInput(
+        name=row["name"],
+        digest=row["digest"],
+        context=row["context"],
+        source_type=row["source_type"],
+        source=row["source"],
+        schema=row["schema"],
+        profile=row["profile"],
+    ),
+}
+
+
+def _run(row: Any, data: RunData) -> Run:
     _check_present(row, row["run_id"])
-    attempts = zip(row["attempts"], row["resume_steps"], row["started_at"], strict=True)
+    attempts = zip(row["attempts"], row["resume_steps"], row["attempt_starts"], strict=True)
     return Run(
         run_id=row["run_id"],
+        experiment_id=row["experiment_id"],
         experiment=row["experiment"],
         name=row["name"],
         state=RunState(row["state"]),
         step_policy=row["step_policy"],
         late_policy=row["late_policy"],
         created_at=row["created_at"],
+        started_at=row["started_at"],
         ended_at=row["ended_at"],
+        deleted_at=row["deleted_at"],
         heartbeat_at=row["heartbeat_at"],
+        parent_run_id=row["parent_run_id"],
+        origin=RunOrigin(
+            user_name=row["user_name"],
+            host=row["host"],
+            git_commit=row["git_commit"],
+            entry_point=row["entry_point"],
+        ),
+        notes=row["notes"] or "",
         attempts=tuple(
             Attempt(attempt=attempt, resume_step=step, started_at=at)
             for attempt, step, at in attempts
         ),
+        data=data,
     )

@@ -95,34 +95,6 @@ async def give(emit: Emit, part: SeriesPart) -> None:
         ) from None
 
 
-async def read_run(
-    connection: asyncpg.Connection, run_id: UUID, *, workspace_id: int
-) -> StepPolicy:
-    """Return the run's step policy.
-
-    Raises:
-        HeadraceError: RUN_NOT_FOUND, RUN_PURGED.
-    """
-    row = await connection.fetchrow(_SQL["read_run"], run_id, workspace_id)
-    run = run_id.hex
-    if row is None:
-        raise HeadraceError(
-            Reason.RUN_NOT_FOUND, f"no run {run} in this workspace", field="run_id", value=run
-        )
-    if row["purged"]:
-        raise HeadraceError(Reason.RUN_PURGED, f"run {run} was purged", field="run_id", value=run)
-    return StepPolicy(row["step_policy"])
-
-
-async def read_cutoffs(
-    connection: asyncpg.Connection, run_id: UUID
-) -> tuple[dict[int, int], frozenset[str], int]:
-    """Return what hides each attempt, the keys exempt from it, and the number of attempts."""
-    rows = await connection.fetch(_SQL["read_attempts"], run_id)
-    exempt = frozenset(key for row in rows for key in row["resume_exempt_keys"])
-    return cutoffs({row["attempt"]: row["resume_step"] for row in rows}), exempt, len(rows)
-
-
 class SnapshotRead:
     """One read within one transaction."""
 
@@ -313,40 +285,6 @@ class SnapshotRead:
             take=fold.take,
         )
         await fold.finish()
-
-    def _choose(
-        self, rows: NDArray[np.void], group: Group, extent: Extent
-    ) -> NDArray[np.int64] | None:
-        """Return the first steps of the chunks to open; None to open them all."""
-        query = self._query
-        first = rows["first_step"].astype(np.int64)
-        last = rows["last_step"].astype(np.int64)
-        attempt = rows["attempt"].astype(np.int32)
-        bound = np.full(len(rows), query.last_step, np.int64)
-        if not group.exempt:
-            for number, cutoff in self._hidden.items():
-                bound[attempt == number] = min(query.last_step, cutoff - 1)
-        seen = first <= bound
-        rows, first, last, bound = rows[seen], first[seen], last[seen], bound[seen]
-        begin, end = np.maximum(first, query.first_step), np.minimum(last, bound)
-        count = rows["point_count"].astype(np.int64)
-        # Repeats within a chunk are for the step policy, so such a chunk is opened:
-        # one of irregular steps may have them, one that does not advance has.
-        plain = (rows["regular"] == 1) & ((first < last) | (count == 1))
-        plain &= (begin == first) & (end == last)
-        apart = bool((end[:-1] < begin[1:]).all()) and bool((first[:-1] < first[1:]).all())
-        if not apart or int(count[plain].sum()) <= query.max_points:
-            return None
-        chosen = candidate_chunks(
-            begin,
-            end,
-            rows["min_value"].astype(np.float64),
-            rows["max_value"].astype(np.float64),
-            first_step=extent.first_step,
-            width=span_width(extent.first_step, extent.last_step, query.max_points),
-        )
-        chosen |= ~plain
-        return first[chosen] if int(chosen.sum()) <= _OUTLINED_SHARE_MAX * len(rows) else None
 
     def wanted(self, points: Points, group: Group) -> Points:
         """Return the points that are within the bounds and visible."""

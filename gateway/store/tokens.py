@@ -52,9 +52,7 @@ class TokenStore:
             row = await connection.fetchrow(_SQL["find"], token_sha256)
         if row is None:
             return None
-        return Identity(
-            workspace_id=row["workspace_id"], name=row["name"], can_write=row["can_write"]
-        )
+        return Identity(**row)
 
     async def create(
         self, *, workspace: str, name: str, can_write: bool, lifetime_s: float | None = None

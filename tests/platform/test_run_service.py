@@ -13,6 +13,7 @@ import pytest
 from headrace.v1 import run_service_pb2 as pb
 from headrace.v1 import run_service_pb2_grpc as pb_grpc
 
+from gateway.domain.runs import readable_name
 from tests.platform.conftest import error_info, reason_of
 from tests.support.gateway_process import GatewayProcess
 
@@ -48,7 +49,7 @@ async def test_a_run_is_created_with_defaults_and_read_back(
     made = await runs.CreateRun(pb.CreateRunRequest(run_id=run_id))
     assert made.created
     assert made.run.experiment == "Default"
-    assert made.run.name == run_id[:8]
+    assert made.run.name == readable_name(uuid.UUID(run_id))
     assert made.run.state == pb.RUN_STATE_RUNNING
     assert made.run.step_policy == pb.STEP_POLICY_LAST
     assert made.run.late_policy == pb.LATE_POLICY_ACCEPT

@@ -107,8 +107,8 @@ def _read(text: str, start: str, attributes: Mapping[str, str]) -> Any:
 
 
 def _syntax_error(error: UnexpectedInput, text: str, field: str) -> HeadraceError:
-    place = error.pos_in_stream
-    if isinstance(error, UnexpectedCharacters) and place is not None:
+    if isinstance(error, UnexpectedCharacters):
+        place = error.pos_in_stream or 0
         found = text[place]
         if found in "'\"`":
             return invalid("a quotation is not closed", place + 1, field=field)
@@ -206,7 +206,7 @@ class _Reader(Transformer[Token, Any]):
         text = str(tokens[0])
         column = (tokens[0].start_pos or 0) + 1
         # A number with thousands of digits is slow to convert, and no number.
-        value: Value = math.inf
+        value: int | float = math.inf
         if len(text) <= 40:
             value = int(text) if text.lstrip("+-").isdecimal() else float(text)
         if abs(value) > 1e300:
@@ -244,9 +244,7 @@ class _Reader(Transformer[Token, Any]):
         texts = [isinstance(value, str) for value, _ in values]
         if any(texts) and not all(texts):
             self._fail("a list holds texts or numbers, not both", values[texts.index(False)][1])
-        return Membership(
-            field=field, values=tuple(value for value, _ in values), negated=negated
-        )
+        return Membership(field=field, values=tuple(value for value, _ in values), negated=negated)
 
     def absent(self, items: list[Any]) -> Expression:
         return Presence(field=items[0], present=False)
@@ -271,9 +269,7 @@ class _Reader(Transformer[Token, Any]):
     def order(self, items: list[Any]) -> OrderTerm:
         field, ascending, descending = (*items, None, None)[:3]
         direction = ascending or descending
-        return OrderTerm(
-            field=field, descending=direction is not None and direction.type == "DESC"
-        )
+        return OrderTerm(field=field, descending=direction is not None and direction.type == "DESC")
 
 
 _PARSER: Final = Lark(

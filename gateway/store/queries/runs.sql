@@ -1,51 +1,98 @@
 -- Runs. $1 is always the run, $2 its caller's workspace, unless said.
 
--- name: find_experiment
--- $1 workspace, $2 name
-SELECT experiment_id FROM experiments WHERE workspace_id = $1 AND name = $2;
-
--- name: create_experiment
--- $1 workspace, $2 name; nothing when another call was faster
-INSERT INTO experiments (workspace_id, name) VALUES ($1, $2)
-ON CONFLICT (workspace_id, name) DO NOTHING
-RETURNING experiment_id;
-
 -- name: create
-INSERT INTO runs (run_id, workspace_id, experiment_id, name, step_policy, late_policy)
-VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO runs (run_id, workspace_id, experiment_id, name, step_policy, late_policy,
+    parent_run_id, started_at, user_name, host, git_commit, entry_point)
+VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()), $9, $10, $11, $12)
 ON CONFLICT (run_id) DO NOTHING
 RETURNING run_id;
 
--- name: read
--- One statement, hence one snapshot.
+-- name: core
+-- $1 runs. One statement, hence one snapshot.
 SELECT
-    r.run_id, e.name AS experiment, r.name, r.state, r.step_policy, r.late_policy,
-    r.created_at, r.ended_at, r.purged_at, h.heartbeat_at,
+    r.run_id, r.experiment_id, e.name AS experiment, r.name, r.state, r.step_policy,
+    r.late_policy, r.created_at, r.started_at, r.ended_at, r.deleted_at, r.purged_at,
+    h.heartbeat_at, r.parent_run_id, r.user_name, r.host, r.git_commit, r.entry_point, n.notes,
     ARRAY(SELECT attempt FROM attempts a WHERE a.run_id = r.run_id ORDER BY attempt) AS attempts,
-    ARRAY(SELECT resume_step FROM attempts a WHERE a.run_id = r.run_id ORDER BY attempt) AS resume_steps,
-    ARRAY(SELECT created_at FROM attempts a WHERE a.run_id = r.run_id ORDER BY attempt) AS started_at
+    ARRAY(SELECT resume_step FROM attempts a WHERE a.run_id = r.run_id ORDER BY attempt)
+        AS resume_steps,
+    ARRAY(SELECT created_at FROM attempts a WHERE a.run_id = r.run_id ORDER BY attempt)
+        AS attempt_starts
 FROM runs r
 JOIN experiments e USING (experiment_id)
 LEFT JOIN run_heartbeats h USING (run_id)
-WHERE r.run_id = $1 AND r.workspace_id = $2;
+LEFT JOIN run_notes n USING (run_id)
+WHERE r.run_id = ANY ($1::uuid[]) AND r.workspace_id = $2;
+
+-- name: params
+SELECT run_id, key, value FROM run_params WHERE run_id = ANY ($1::uuid[]) ORDER BY key;
+
+-- name: tags
+SELECT run_id, key, value FROM run_tags WHERE run_id = ANY ($1::uuid[]) ORDER BY key;
+
+-- name: summary
+SELECT run_id, key, number, text FROM run_summary WHERE run_id = ANY ($1::uuid[]) ORDER BY key;
+
+-- name: metrics
+SELECT run_id, key, rank, point_count, last_step, last_time, last_value, min_value, max_value
+FROM run_metrics
+WHERE run_id = ANY ($1::uuid[])
+ORDER BY key;
+
+-- name: facts
+SELECT run_id, name, value FROM run_facts WHERE run_id = ANY ($1::uuid[]) ORDER BY name;
+
+-- name: datasets
+SELECT run_id, name, digest, context, source_type, source, schema, profile
+FROM run_datasets
+WHERE run_id = ANY ($1::uuid[])
+ORDER BY position;
 
 -- name: lock
 -- Whoever opens a new attempt takes the same lock.
-SELECT purged_at FROM runs WHERE run_id = $1 AND workspace_id = $2 FOR UPDATE;
+SELECT purged_at, deleted_at FROM runs WHERE run_id = $1 AND workspace_id = $2 FOR UPDATE;
+
+-- name: exists
+-- Keeps a purge away until the caller's transaction ends, and nothing else.
+SELECT purged_at FROM runs WHERE run_id = $1 AND workspace_id = $2 FOR KEY SHARE;
 
 -- name: newest_attempt
 -- A run that nobody has written to is in its first attempt.
 SELECT coalesce(max(attempt), 1) FROM attempts WHERE run_id = $1;
 
 -- name: finish
--- $2 state; a repeated farewell keeps the time of the first
-UPDATE runs SET state = $2, ended_at = now() WHERE run_id = $1 AND state <> $2;
+-- $2 state, $3 when; a repeated farewell keeps the time of the first
+UPDATE runs SET state = $2, ended_at = coalesce($3, now()), compacted_at = NULL
+WHERE run_id = $1 AND (state <> $2 OR ended_at <> $3);
 
--- name: exists
-SELECT purged_at FROM runs WHERE run_id = $1 AND workspace_id = $2;
+-- name: reopen
+UPDATE runs SET state = 1, ended_at = NULL, compacted_at = NULL WHERE run_id = $1 AND state <> 1;
+
+-- name: update
+-- $2.. name, user_name, host, git_commit, entry_point; NULL leaves one as it is
+UPDATE runs SET
+    name = coalesce($2, name),
+    user_name = coalesce($3, user_name),
+    host = coalesce($4, host),
+    git_commit = coalesce($5, git_commit),
+    entry_point = coalesce($6, entry_point)
+WHERE run_id = $1;
+
+-- name: is_protected
+-- $2 the tag that protects
+SELECT EXISTS (SELECT FROM run_tags WHERE run_id = $1 AND key = $2);
+
+-- name: delete
+UPDATE runs SET deleted_at = now() WHERE run_id = $1 AND deleted_at IS NULL;
+
+-- name: restore
+UPDATE runs SET deleted_at = NULL WHERE run_id = $1 AND deleted_at IS NOT NULL;
 
 -- name: heartbeat
 -- Written at most every 10 seconds, however many gateways hear of the run.
 INSERT INTO run_heartbeats AS h (run_id, heartbeat_at) VALUES ($1, now())
-ON CONFLICT (run_id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at
-WHERE h.heartbeat_at < excluded.heartbeat_at - interval '10 seconds';
+ON CONFLICT (run_id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, live = true
+WHERE h.heartbeat_at < excluded.heartbeat_at - interval '10 seconds' OR NOT h.live;
+
+-- name: revive
+UPDATE runs SET state = 1, ended_at = NULL WHERE run_id = $1 AND state = 5;

@@ -1,8 +1,9 @@
 -- Bearer tokens: only their SHA-256 is here.
 
 -- name: find
-SELECT workspace_id, name, can_write
-FROM tokens
+SELECT t.workspace_id, t.name, t.can_write, w.archived_at IS NOT NULL AS archived
+FROM tokens t
+JOIN workspaces w USING (workspace_id)
 WHERE token_sha256 = $1
   AND revoked_at IS NULL
   AND (expires_at IS NULL OR expires_at > now());

@@ -1,0 +1,36 @@
+"""Experiments and workspaces as values."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+DEFAULT_EXPERIMENT: Final = "Default"
+DEFAULT_EXPERIMENT_ID: Final = 0
+DEFAULT_WORKSPACE: Final = "default"
+WORKSPACE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+TAGS_MAX: Final = 100
+"""Tags set or deleted by one call; MLflow's limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A named set of runs; see headrace.v1.Experiment. Tags are ordered by key."""
+
+    experiment_id: int
+    name: str
+    description: str
+    tags: tuple[tuple[str, str], ...]
+    created_at: datetime
+    updated_at: datetime
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """A boundary of isolation."""
+
+    workspace_id: int
+    name: str
+    created_at: datetime
+    archived_at: datetime | None
