@@ -21,7 +21,8 @@ from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.reads import Emit, ReadQuery, SeriesPart
 from gateway.store.connections import Database
 from gateway.store.following import Follower
-from gateway.store.snapshot import SnapshotRead, give, read_run
+from gateway.store.run_rules import read_run
+from gateway.store.snapshot import SnapshotRead, give
 from gateway.store.summaries import SeriesPage, SeriesQuery, list_series
 
 _SNAPSHOT_S: Final = 900.0

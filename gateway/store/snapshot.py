@@ -5,9 +5,8 @@ series of a run in order of (key, rank), a page at a time, and pushes what it
 makes of their chunks. It holds one page of chunks (2 MiB), the points whose
 steps overlap with chunks to come, and, down-sampling, the points kept so far.
 
-A series that is to be down-sampled is read by its *outlines* when its chunks do
-not overlap: a chunk's row says its ends and extremes, and only the chunks that
-may hold a chosen point are opened. The outcome is the same.
+A long series that is to be down-sampled is read by its *outlines* where that is
+possible; see `outlines`. The outcome is the same.
 """
 
 import asyncio
@@ -15,13 +14,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Final
-from uuid import UUID
 
 import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.domain.downsampling import M4Reducer, candidate_chunks, span_width
+from gateway.domain.downsampling import M4Reducer
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.limits import STEP_MAX, STEP_MIN
 from gateway.domain.policies import (
@@ -29,18 +27,18 @@ from gateway.domain.policies import (
     Points,
     StepPolicy,
     StepResolver,
-    cutoffs,
     visible,
 )
 from gateway.domain.reads import Emit, ReadQuery, SeriesPart
-from gateway.store.chunk_rows import Chunks, copy_chunks, copy_outlines
+from gateway.store.chunk_rows import Chunks, copy_chunks
+from gateway.store.outlines import steps_to_open
 from gateway.store.queries import load
+from gateway.store.run_rules import read_cutoffs, read_run
 
 _SQL: Final = load("reading")
 _SERIES_PER_PAGE: Final = 1_000
 _KEYS_PER_QUERY: Final = 1_000
 _OUTLINED_CHUNKS_MIN: Final = 64  # below it, opening all is as fast as choosing
-_OUTLINED_SHARE_MAX: Final = 0.5  # above it, opening all is as fast, too
 _OUTLINED_CHUNKS_MAX: Final = 1_000_000  # an outline has 74 bytes
 _STALL_S: Final = 8.0
 """How long a reader may take no part while a snapshot is held for it. Below the 10 s after which
@@ -261,15 +259,14 @@ class SnapshotRead:
     async def _read_outlined(self, groups: list[Group], position: int, extents: Extents) -> None:
         query, group, extent = self._query, groups[position], extents[position, 0]
         series_id, rank = group.series[0]
-        rows = await copy_outlines(
+        chosen = await steps_to_open(
             self._connection,
-            _SQL["chunk_outlines"],
-            query.run_id,
+            query,
             series_id,
-            query.first_step,
-            query.last_step,
+            hidden={} if group.exempt else self._hidden,
+            first_step=extent.first_step,
+            last_step=extent.last_step,
         )
-        chosen = self._choose(rows, group, extent)
         if chosen is None:
             await self._read_together(groups, [position], extents)
             return

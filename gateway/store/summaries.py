@@ -15,7 +15,7 @@ import asyncpg
 
 from gateway.domain.limits import KEY_CHARACTERS_MAX
 from gateway.store.queries import load
-from gateway.store.snapshot import read_cutoffs
+from gateway.store.run_rules import read_cutoffs
 
 _SQL: Final = load("reading")
 _RECOMPUTED_POINTS_MAX: Final = 4_000_000

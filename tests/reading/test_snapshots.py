@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from gateway.domain.policies import RankAggregation
 from gateway.rpc.metric_read import MetricReadService
-from gateway.store import snapshot
+from gateway.store import outlines, snapshot
 from gateway.store.reading import MetricReading
 from tests.reading import naive
 from tests.reading.histories import KEYS, Script, scripts, store
@@ -135,7 +135,7 @@ async def test_choosing_chunks_by_their_outlines_changes_nothing(
     reading: MetricReading,
 ) -> None:
     outlined, snapshot._OUTLINED_CHUNKS_MIN = snapshot._OUTLINED_CHUNKS_MIN, 1  # type: ignore[misc]
-    share, snapshot._OUTLINED_SHARE_MAX = snapshot._OUTLINED_SHARE_MAX, 1.0  # type: ignore[misc]
+    share, outlines._SHARE_MAX = outlines._SHARE_MAX, 1.0  # type: ignore[misc]
     try:
         flushes = [dataclasses.replace(flush, chunk_points=2) for flush in script.flushes]
         run, history = await store(connection, dataclasses.replace(script, flushes=flushes))
@@ -145,7 +145,7 @@ async def test_choosing_chunks_by_their_outlines_changes_nothing(
         )
     finally:
         snapshot._OUTLINED_CHUNKS_MIN = outlined  # type: ignore[misc]
-        snapshot._OUTLINED_SHARE_MAX = share  # type: ignore[misc]
+        outlines._SHARE_MAX = share  # type: ignore[misc]
     assert_same(rows_of(messages), naive.m4(expected, max_points))
 
 
