@@ -7,7 +7,7 @@ Each folder `clients/<language>` says so itself in `conformance.json`:
          "build": [["go", "build", "-o", "{build}/runner", "./cmd/conformance"]],
          "run": ["{build}/runner"],
          "lacks": {"window": "why"},                   features or cases, and why
-         "silent": ["streams"]}}}                      report fields it cannot know
+         "silent": ["streams"]}}}                      fields it cannot know
 
 `build` runs in the folder, `run` in the repository; `{build}` is the folder's build
 directory, which git ignores, `{python}` this interpreter and `{root}` the repository.
@@ -42,7 +42,7 @@ class Client:
         tools: programs without which it is skipped, loudly.
         build, run: commands.
         lacks: feature or case → why it does not apply.
-        silent: fields of a writer's report that the client does not know.
+        silent: fields of reports and outcomes that the client does not know.
     """
 
     name: str

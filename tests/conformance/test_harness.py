@@ -33,7 +33,7 @@ def test_every_legal_encoding_decodes_alike(encoding: dict[str, str]) -> None:
 
 
 def test_every_folder_of_a_client_names_its_runners() -> None:
-    assert {"python-stubs"} <= {client.name for client in all_clients()}
+    assert {"python", "python-stubs"} <= {client.name for client in all_clients()}
 
 
 def test_what_a_client_lacks_exists() -> None:
