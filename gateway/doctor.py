@@ -19,22 +19,29 @@ from gateway.blobs import diagnosis as blobs
 from gateway.config import Settings
 from gateway.domain.findings import Finding, Health, good
 from gateway.store import diagnosis as store
+from gateway.store.connections import Database
 
 _LOG = structlog.get_logger(__name__)
 _MARKS: Final = {Health.GOOD: "[green]good", Health.WARN: "[yellow]warn", Health.BAD: "[red]bad"}
 
 
-async def diagnose(settings: Settings) -> list[Finding]:
-    """Check the database and the bucket, at the same time."""
+async def diagnose(settings: Settings, database: Database | None = None) -> list[Finding]:
+    """Check the database and the bucket, at the same time.
+
+    Args:
+        settings: of the whole gateway.
+        database: a running gateway's own connections; a further one would break
+            its budget. None opens one for the check.
+    """
+    budget = settings.ingest_connections + settings.query_connections
     async with asyncio.TaskGroup() as tasks:
-        database = tasks.create_task(
-            store.diagnose(
-                settings.dsn,
-                connections_budget=settings.ingest_connections + settings.query_connections,
-            )
+        stored = tasks.create_task(
+            store.diagnose(settings.dsn, connections_budget=budget)
+            if database is None
+            else store.diagnose_connected(database, connections_budget=budget)
         )
         bucket = tasks.create_task(_bucket(settings))
-    return [*database.result(), *bucket.result()]
+    return [*stored.result(), *bucket.result()]
 
 
 async def _bucket(settings: Settings) -> list[Finding]:
@@ -43,9 +50,9 @@ async def _bucket(settings: Settings) -> list[Finding]:
     return await blobs.diagnose(bucket_settings(settings))
 
 
-async def log_findings(settings: Settings) -> None:
+async def log_findings(settings: Settings, database: Database) -> None:
     """Log what is not good, and one line in any case."""
-    findings = await diagnose(settings)
+    findings = await diagnose(settings, database)
     for finding in findings:
         if finding.health is not Health.GOOD:
             tell = _LOG.error if finding.health is Health.BAD else _LOG.warning

@@ -33,6 +33,7 @@ from gateway.certificates import server_credentials
 from gateway.config import Settings, split_address
 from gateway.doctor import log_findings
 from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
+from gateway.housekeeping import gap_max_s, liveness_jobs, run_jobs
 from gateway.ingest.engine import IngestEngine, IngestSettings
 from gateway.rpc.artifact_service import ArtifactService
 from gateway.rpc.authentication import Authenticator
@@ -47,6 +48,7 @@ from gateway.rpc.workspaces import WorkspaceChoice
 from gateway.store import migrate
 from gateway.store.connections import Database
 from gateway.store.experiments import ExperimentNames, ExperimentStore
+from gateway.store.liveness import LivenessStore
 from gateway.store.metrics import MetricStore
 from gateway.store.reading import MetricReading
 from gateway.store.runs import RunStore
@@ -84,6 +86,7 @@ class Stores:
     experiments: ExperimentStore
     workspaces: WorkspaceStore
     searches: SearchStore
+    liveness: LivenessStore
     tokens: TokenStore
     metrics: MetricStore
     reading: MetricReading
@@ -156,7 +159,8 @@ async def serve(
             await probes.set(name, health_pb2.HealthCheckResponse.SERVING)
         gauges = asyncio.create_task(_keep_gauges(stores.database, engine))
         cleanup = asyncio.create_task(_clean_up(stores))
-        checkup = asyncio.create_task(_check_up(settings, worker))
+        checkup = asyncio.create_task(_check_up(settings, stores.database, worker))
+        housekeeping = asyncio.create_task(_keep_house(settings, stores))
         try:
             on_ready(port)
             await stopping.wait()
@@ -167,6 +171,7 @@ async def serve(
             gauges.cancel()
             cleanup.cancel()
             checkup.cancel()
+            housekeeping.cancel()
             await server.stop(0 if hurrying.is_set() else _STOP_GRACE_S)
             await engine.close()
         _LOG.info("stopped", drained=drained)
@@ -209,6 +214,9 @@ async def _stores(settings: Settings, worker: int) -> AsyncIterator[Stores]:
                 experiments=ExperimentStore(database, names),
                 workspaces=WorkspaceStore(database),
                 searches=SearchStore(database),
+                liveness=LivenessStore(
+                    database, lease_s=settings.lease_s, gap_max_s=gap_max_s(settings.lease_s)
+                ),
                 tokens=TokenStore(database),
                 metrics=MetricStore(database),
                 # One connection, if there is another, stays for calls that are over soon.
@@ -297,11 +305,11 @@ async def _clean_up(stores: Stores) -> None:
         await stores.artifacts.cleanup.run()
 
 
-async def _check_up(settings: Settings, worker: int) -> None:
+async def _check_up(settings: Settings, database: Database, worker: int) -> None:
     """Log what the doctor finds, once a gateway; whatever it is, the gateway serves."""
     if worker == 0:
         try:
-            await log_findings(settings)
+            await log_findings(settings, database)
         except Exception as error:  # the doctor must not kill the patient
             _LOG.warning("the doctor failed", error=repr(error))
 
@@ -315,6 +323,14 @@ async def _keep_gauges(database: Database, engine: IngestEngine) -> None:
         METRICS.streams.set(engine.streams)
         METRICS.streams_paused.set(engine.streams_waiting)
         await asyncio.sleep(_GAUGE_PERIOD_S)
+
+
+async def _keep_house(settings: Settings, stores: Stores) -> None:
+    """Do what is to be done at intervals, until cancelled."""
+    jobs = liveness_jobs(
+        stores.liveness, lease_s=settings.lease_s, refresh_s=settings.search_refresh_s
+    )
+    await run_jobs(jobs)
 
 
 def _on_signals(stopping: asyncio.Event, hurrying: asyncio.Event) -> None:

@@ -28,9 +28,19 @@ class KeyDictionary:
             UNDEFINED.
         positions: int32 by key index: place in the writer's summary, -1 for none.
         size: one more than the greatest defined index.
+        unresolved: how many indexes are UNRESOLVED.
     """
 
-    __slots__ = ("_by_key", "_keys", "_refusals", "key_bytes", "positions", "series_ids", "size")
+    __slots__ = (
+        "_by_key",
+        "_keys",
+        "_refusals",
+        "key_bytes",
+        "positions",
+        "series_ids",
+        "size",
+        "unresolved",
+    )
 
     def __init__(self) -> None:
         self._keys: list[str | None] = []
@@ -39,6 +49,7 @@ class KeyDictionary:
         self.series_ids: NDArray[np.int64] = np.full(_FIRST_SIZE, UNDEFINED, np.int64)
         self.positions: NDArray[np.int32] = np.full(_FIRST_SIZE, -1, np.int32)
         self.size = 0
+        self.unresolved = 0
         self.key_bytes = 0
 
     def define(self, index: int, key: str) -> None:
@@ -80,13 +91,25 @@ class KeyDictionary:
         fault = key_fault(key)
         if fault is None:
             self.series_ids[index] = UNRESOLVED
+            self.unresolved += 1
         else:
             self.refuse(index, Reason.KEY_INVALID, fault)
 
     def refuse(self, index: int, reason: Reason, detail: str) -> None:
         """Reject the points of `index` from now on."""
+        self._settle(index)
         self.series_ids[index] = REFUSED
         self._refusals[index] = (reason, detail)
+
+    def resolve(self, index: int, series_id: int, position: int) -> None:
+        """Note the store's id of a key, and its place in the summary or -1."""
+        self._settle(index)
+        self.series_ids[index] = series_id
+        self.positions[index] = position
+
+    def _settle(self, index: int) -> None:
+        if self.series_ids[index] == UNRESOLVED:
+            self.unresolved -= 1
 
     def refusal(self, index: int) -> tuple[Reason, str]:
         """Return why an index is refused."""

@@ -68,6 +68,8 @@ class Encoded:
 def unresolved_indexes(portion: Portion) -> list[int]:
     """Return the key indexes of a portion whose series id is not known yet, ascending."""
     keys = portion.session.keys
+    if not keys.unresolved:
+        return []
     used = {
         int(index)
         for batch in portion.batches

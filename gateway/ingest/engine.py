@@ -24,6 +24,8 @@ from gateway.telemetry import METRICS
 _LOG = structlog.get_logger(__name__)
 
 _HEARTBEAT_PERIOD_S = 10.0
+_COMPANY_POINTS = 131_072
+_COMPANY_WAIT_S = 0.008
 
 
 class WriterStore(Protocol):
@@ -79,6 +81,7 @@ class IngestEngine:
         self._work = asyncio.Semaphore(0)
         self._idle_writers = 0
         self._gathering = False
+        self._flushing = 0
         self._opening = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
@@ -253,6 +256,10 @@ class IngestEngine:
 
     async def _write(self, writer: Writer) -> None:
         while True:
+            if self._flushing and self._coalescer.pending_points < _COMPANY_POINTS:
+                # Another writer keeps the store busy: a larger flush costs less a
+                # point, and nobody waits for it longer than this.
+                await asyncio.sleep(_COMPANY_WAIT_S)
             portions = self._coalescer.take()
             if not portions:
                 self._idle_writers += 1
@@ -260,6 +267,7 @@ class IngestEngine:
                 await asyncio.sleep(self.settings.flush_linger_ms / 1000)
                 self._gathering = False
                 continue
+            self._flushing += 1
             try:
                 await writer.flush(portions)
             except Exception:
@@ -272,6 +280,7 @@ class IngestEngine:
                         ),
                     )
             finally:
+                self._flushing -= 1
                 for portion in portions:
                     self._coalescer.release(portion.session)
                     if portion.session.ending is not None:

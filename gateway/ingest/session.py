@@ -243,8 +243,7 @@ class Session:
 
     def resolve(self, index: int, series_id: int) -> None:
         """Note the store's id of a key."""
-        self.keys.series_ids[index] = series_id
-        self.keys.positions[index] = self._known_positions.get(series_id, -1)
+        self.keys.resolve(index, series_id, self._known_positions.get(series_id, -1))
 
     def committed(self, last_sequence: int, size_bytes: int) -> None:
         """Note that everything up to `last_sequence` is durable."""

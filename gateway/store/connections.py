@@ -30,6 +30,10 @@ _GONE_TIMEOUT_S = 10.0
 _GONE_POLL_S = 0.01
 _SEND_BUFFER_BYTES = 4 * 1024 * 1024  # one COPY piece and more: fewer wake-ups of the event loop
 _QUERY_TIMEOUT_S = 60.0
+_PEER_TIMEOUT_MS = 10_000  # bytes unacknowledged for so long: the network swallowed the peer
+_INGEST_STATEMENT_TIMEOUT_S = 30.0
+# A peer that is mute, whatever the cause, is given up after this, its backend ended
+# and the flush tried again; nothing is lost by giving up too early.
 
 _SESSION_SETTINGS = {
     # A peer that vanished without a word must not keep row locks: the kernel
@@ -77,10 +81,11 @@ def translate(error: BaseException) -> HeadraceError:
 class Slot:
     """One place of the budget: a connection, or the memory of the one that broke."""
 
-    __slots__ = ("_backend", "_database", "connection")
+    __slots__ = ("_backend", "_database", "_statement_timeout_s", "connection")
 
-    def __init__(self, database: "Database") -> None:
+    def __init__(self, database: "Database", *, statement_timeout_s: float | None = None) -> None:
         self._database = database
+        self._statement_timeout_s = statement_timeout_s
         self.connection: asyncpg.Connection | None = None
         self._backend: tuple[int, str] | None = None  # pid and start of the last backend
 
@@ -117,7 +122,7 @@ class Slot:
         async with self._database.reviving:
             await self._database.wait_until_gone(self)
             try:
-                connection = await self._database.connect_one()
+                connection = await self._database.connect_one(self._statement_timeout_s)
                 row = await connection.fetchrow(
                     "SELECT pid, backend_start::text AS start FROM pg_stat_activity"
                     " WHERE pid = pg_backend_pid()"
@@ -137,7 +142,10 @@ class Database:
     ) -> None:
         self._dsn = dsn
         self._application_name = application_name
-        self.ingest: tuple[Slot, ...] = tuple(Slot(self) for _ in range(ingest_connections))
+        self.ingest: tuple[Slot, ...] = tuple(
+            Slot(self, statement_timeout_s=_INGEST_STATEMENT_TIMEOUT_S)
+            for _ in range(ingest_connections)
+        )
         self._query_slots = tuple(Slot(self) for _ in range(query_connections))
         self._idle: deque[Slot] = deque(self._query_slots)
         self._idle_changed = asyncio.Condition()
@@ -220,13 +228,14 @@ class Database:
                     slot.discard()
                 await self._release(slot)
 
-    async def connect_one(self) -> asyncpg.Connection:
+    async def connect_one(self, statement_timeout_s: float | None) -> asyncpg.Connection:
         """Open a connection; for `Slot` only."""
         if self._closed:
             raise StoreUnavailableError("the gateway is stopping")
         connection: asyncpg.Connection = await asyncpg.connect(
             self._dsn,
             timeout=_CONNECT_TIMEOUT_S,
+            command_timeout=statement_timeout_s,
             server_settings={**_SESSION_SETTINGS, "application_name": self._application_name},
         )
         transport = connection._transport
@@ -234,6 +243,9 @@ class Database:
         if raw is not None:
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+            if raw.family != socket.AF_UNIX:
+                with contextlib.suppress(OSError, AttributeError):  # AttributeError: not Linux
+                    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _PEER_TIMEOUT_MS)
         return connection
 
     async def wait_until_gone(self, broken: Slot) -> None:

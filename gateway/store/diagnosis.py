@@ -48,8 +48,17 @@ _AT_MOST: Final = {
 _RESERVED: Final = ("superuser_reserved_connections", "reserved_connections")
 
 
+async def diagnose_connected(database: Database, *, connections_budget: int) -> list[Finding]:
+    """Check the database of a gateway through one of its own query connections."""
+    try:
+        async with database.query() as connection:
+            return await _examine(connection, connections_budget)
+    except HeadraceError as error:
+        return [_unreachable(error.message)]
+
+
 async def diagnose(dsn: str, *, connections_budget: int) -> list[Finding]:
-    """Check one database.
+    """Check one database over a connection of its own: not from within a gateway.
 
     Args:
         dsn: the gateway's.
@@ -64,10 +73,7 @@ async def diagnose(dsn: str, *, connections_budget: int) -> list[Finding]:
     except (OSError, asyncpg.PostgresError, ValueError) as error:
         return [_unreachable(str(translate(error)))]
     try:
-        async with database.query() as connection:
-            return await _examine(connection, connections_budget)
-    except HeadraceError as error:
-        return [_unreachable(error.message)]
+        return await diagnose_connected(database, connections_budget=connections_budget)
     finally:
         await database.close()
 
