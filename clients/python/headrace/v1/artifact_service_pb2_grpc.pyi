@@ -231,7 +231,7 @@ class ArtifactServiceStub(typing.Generic[_ArtifactServiceUploadArtifactType, _Ar
 
     Paths. 1 to 1,024 bytes of UTF-8 in segments separated by single `/`; no
     leading or trailing `/`; no segment is empty, `.` or `..` or longer than
-    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no `\\`.
+    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no backslash.
     Anything else fails with ARTIFACT_PATH_INVALID. Paths are compared by their
     bytes. A folder exists while a path below it does. A path that is a folder
     cannot be a file too: ARTIFACT_PATH_CONFLICT.
@@ -566,7 +566,7 @@ class ArtifactServiceServicer(metaclass=abc.ABCMeta):
 
     Paths. 1 to 1,024 bytes of UTF-8 in segments separated by single `/`; no
     leading or trailing `/`; no segment is empty, `.` or `..` or longer than
-    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no `\\`.
+    250 bytes; no control characters (U+0000 to U+001F, U+007F) and no backslash.
     Anything else fails with ARTIFACT_PATH_INVALID. Paths are compared by their
     bytes. A folder exists while a path below it does. A path that is a folder
     cannot be a file too: ARTIFACT_PATH_CONFLICT.

@@ -518,7 +518,8 @@ class Opened(google.protobuf.message.Message):
     """The stream's epoch, from 1."""
     finished: builtins.bool
     """True when the writer was finished before; batches above the watermark
-    fail with WRITER_FINISHED.
+    fail with WRITER_FINISHED. `finish` may be sent again, and is answered
+    again: the first answer may have been lost.
     """
     @property
     def counters(self) -> Global___WriterCounters:
@@ -526,7 +527,10 @@ class Opened(google.protobuf.message.Message):
 
     @property
     def rejections(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Rejection]:
-        """The last rejections, at most 16: a lost ack loses no report."""
+        """The last rejections, at most 16: a lost ack loses no report. Those whose
+        `sequence` is at or below a watermark that the client was told before
+        came with that ack.
+        """
 
     @property
     def limits(self) -> Global___Limits:
@@ -583,9 +587,9 @@ class Reconnect(google.protobuf.message.Message):
     """Asks the client to move: the gateway is about to stop.
 
     Batches admitted before it are committed and acknowledged; batches that
-    arrive after it are not read. The client stops sending, reads until the
-    stream ends, and opens a new stream after a random part of
-    `retry_after_ms`.
+    arrive after it are not read. The client stops sending (it may half-close),
+    reads until the stream ends, in whichever way, and opens a new stream after a
+    random part of `retry_after_ms`.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

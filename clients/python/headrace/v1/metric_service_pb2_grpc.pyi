@@ -200,10 +200,16 @@ class MetricServiceStub(typing.Generic[_MetricServiceWriteMetricsType, _MetricSe
     uncommitted; HTTP/2 then pushes back. A client must keep reading
     responses while its writes are blocked, or neither side can proceed.
 
+    Credentials. Where the gateway asks for tokens, every call carries the
+    metadata `authorization: Bearer <token>`.
+
     Errors. The stream fails with INVALID_ARGUMENT for a message that breaks
     these rules; batches admitted before it are committed all the same. On
     UNAVAILABLE the client resumes, with jittered exponential backoff, for as
-    long as it has something to send.
+    long as it has something to send. So it does when a stream ends with OK
+    but without `finished`, and on UNKNOWN, INTERNAL, CANCELLED, ABORTED,
+    DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED without an ErrorReason, which
+    come from what stands between it and the gateway.
     """
 
     ImportMetrics: _MetricServiceImportMetricsType
@@ -325,10 +331,16 @@ class MetricServiceServicer(metaclass=abc.ABCMeta):
         uncommitted; HTTP/2 then pushes back. A client must keep reading
         responses while its writes are blocked, or neither side can proceed.
 
+        Credentials. Where the gateway asks for tokens, every call carries the
+        metadata `authorization: Bearer <token>`.
+
         Errors. The stream fails with INVALID_ARGUMENT for a message that breaks
         these rules; batches admitted before it are committed all the same. On
         UNAVAILABLE the client resumes, with jittered exponential backoff, for as
-        long as it has something to send.
+        long as it has something to send. So it does when a stream ends with OK
+        but without `finished`, and on UNKNOWN, INTERNAL, CANCELLED, ABORTED,
+        DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED without an ErrorReason, which
+        come from what stands between it and the gateway.
         """
 
     @abc.abstractmethod

@@ -621,8 +621,8 @@ class CreateRunRequest(google.protobuf.message.Message):
     late_policy: Global___LatePolicy.ValueType
     """Default ACCEPT. Immutable."""
     parent_run_id: builtins.str
-    """The run this one is nested in, at any depth; empty for none. It must
-    exist. Immutable.
+    """The run this one is nested in, at any depth; empty for none. It need not
+    exist yet: spools are synced in any order. Immutable.
     """
     user_name: builtins.str
     """Who started the job, at most 250 characters."""

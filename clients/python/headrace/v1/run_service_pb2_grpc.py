@@ -117,8 +117,7 @@ class RunServiceServicer(object):
 
         An experiment that does not exist is created. Fails with
         EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
-        the gateway's pattern refuses, and with RUN_NOT_FOUND for an unknown
-        parent.
+        the gateway's pattern refuses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

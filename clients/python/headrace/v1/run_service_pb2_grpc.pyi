@@ -295,8 +295,7 @@ class RunServiceStub(typing.Generic[_RunServiceCreateRunType, _RunServiceGetRunT
 
     An experiment that does not exist is created. Fails with
     EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
-    the gateway's pattern refuses, and with RUN_NOT_FOUND for an unknown
-    parent.
+    the gateway's pattern refuses.
     """
 
     GetRun: _RunServiceGetRunType
@@ -428,8 +427,7 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
 
         An experiment that does not exist is created. Fails with
         EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
-        the gateway's pattern refuses, and with RUN_NOT_FOUND for an unknown
-        parent.
+        the gateway's pattern refuses.
         """
 
     @abc.abstractmethod
