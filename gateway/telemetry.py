@@ -87,6 +87,8 @@ class Metrics:
         )
         self.artifact_reads_active = gauge("artifact_reads_active", "Downloads that move now.")
         self.artifact_reads_waiting = gauge("artifact_reads_waiting", "Downloads that wait.")
+        self.runs_lost = counter("runs_lost", "Runs that became LOST.")
+        self.runs_refreshed = counter("runs_refreshed", "Runs whose search row was refreshed.")
         self.calls = counter("calls", "Calls ended, by method and status.", ("method", "code"))
         self.workers = gauge("workers", "Worker processes.")
 

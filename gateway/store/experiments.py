@@ -84,11 +84,11 @@ class ExperimentStore:
                         await connection.execute(_SQL["put_tags"], made, *columns)
                     return (await read_experiments(connection, workspace_id, [made]))[0], True
                 found = await connection.fetchrow(_SQL["find"], workspace_id, name)
-                # Whoever was faster may have been this very request, sent twice.
-                if request_id is not None and found["experiment_id"] == await connection.fetchval(
-                    _SQL["find_request"], workspace_id, request_id
-                ):
-                    get_if_exists = True
+            # Whoever was faster may have been this very request, sent twice.
+            if request_id is not None and found["experiment_id"] == await connection.fetchval(
+                _SQL["find_request"], workspace_id, request_id
+            ):
+                get_if_exists = True
             _check_usable(found, name, get_if_exists=get_if_exists)
             ids = [found["experiment_id"]]
             return (await read_experiments(connection, workspace_id, ids))[0], False

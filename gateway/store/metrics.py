@@ -172,6 +172,7 @@ class MetricStore:
         """Note that the runs are alive; `run_ids` ascending."""
         async with self._database.query() as connection:
             await connection.execute(_SQL["touch_runs"], list(run_ids))
+            await connection.execute(_SQL["revive_runs"], list(run_ids))
 
 
 async def _announce_attempt(connection: asyncpg.Connection, request: OpenRequest) -> None:

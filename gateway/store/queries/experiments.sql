@@ -7,7 +7,7 @@ SELECT experiment_id, deleted_at FROM experiments WHERE workspace_id = $1 AND na
 -- name: create
 -- $2 name, $3 description, $4 request id; nothing when another call was faster
 INSERT INTO experiments (workspace_id, name, description, request_id) VALUES ($1, $2, $3, $4)
-ON CONFLICT (workspace_id, name) DO NOTHING
+ON CONFLICT DO NOTHING
 RETURNING experiment_id;
 
 -- name: find_request

@@ -4,7 +4,8 @@
 -- name: lock_run
 SELECT state, late_policy, workspace_id, purged_at IS NOT NULL AS purged
 FROM runs
-WHERE run_id = $1 AND workspace_id = $2;
+WHERE run_id = $1 AND workspace_id = $2
+FOR KEY SHARE;  -- keeps a purge away until the writer is there to be fenced
 
 -- name: insert_attempt
 INSERT INTO attempts (run_id, attempt, resume_step, resume_exempt_keys)
@@ -56,7 +57,11 @@ RETURNING true;
 -- name: touch_runs
 INSERT INTO run_heartbeats (run_id, heartbeat_at)
 SELECT u.run_id, now() FROM unnest($1::uuid[]) AS u(run_id)
-ON CONFLICT (run_id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at;
+ON CONFLICT (run_id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, live = true;
+
+-- name: revive_runs
+-- Those that were thought lost are heard of again.
+UPDATE runs SET state = 1, ended_at = NULL WHERE run_id = ANY ($1::uuid[]) AND state = 5;
 
 -- name: find_series
 SELECT u.place, s.series_id

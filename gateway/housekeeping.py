@@ -1,0 +1,87 @@
+"""What a gateway does by itself, at intervals: leases, search refreshes, and more.
+
+Each job is a task of its own that never ends by an error: a database that is away
+is waited for, anything else is logged. Jobs of several gateways keep out of each
+other's way by row locks, so every gateway runs them all.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from gateway.domain.errors import StoreUnavailableError
+from gateway.store.liveness import LivenessStore
+from gateway.telemetry import METRICS
+
+_LOG = structlog.get_logger(__name__)
+
+SWEEPS_PER_LEASE: Final = 24
+"""A lease of 120 seconds is swept every 5."""
+SWEEP_PERIOD_MAX_S: Final = 15.0
+
+
+def sweep_period_s(lease_s: float) -> float:
+    """Return the seconds between two sweeps."""
+    return min(SWEEP_PERIOD_MAX_S, lease_s / SWEEPS_PER_LEASE)
+
+
+def gap_max_s(lease_s: float) -> float:
+    """Return from how many seconds between two sweeps on nobody could be heard.
+
+    Three periods, and a tenth of the lease for a slow sweep: the most that an
+    outage can take from a lease unnoticed.
+    """
+    return 3 * sweep_period_s(lease_s) + lease_s / 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Something to do again and again."""
+
+    name: str
+    period_s: float
+    do: Callable[[], Awaitable[object]]
+
+
+async def run_jobs(jobs: list[Job]) -> None:
+    """Do the jobs until cancelled."""
+    async with asyncio.TaskGroup() as group:
+        for job in jobs:
+            group.create_task(_repeat(job), name=f"housekeeping-{job.name}")
+
+
+def liveness_jobs(liveness: LivenessStore, *, lease_s: float, refresh_s: float) -> list[Job]:
+    """Return the jobs that keep leases, and what searches know of metrics."""
+
+    async def sweep() -> None:
+        done = await liveness.sweep()
+        if done is None:
+            return
+        METRICS.runs_lost.inc(done.lost)
+        if done.restarted:
+            _LOG.info("leases begin anew after an outage", gap_s=round(done.gap_s, 1))
+        if done.lost:
+            _LOG.warning("runs lost", runs=done.lost)
+
+    async def refresh() -> None:
+        METRICS.runs_refreshed.inc(await liveness.refresh(delay_s=refresh_s * 0.5))
+
+    return [
+        Job(name="sweep", period_s=sweep_period_s(lease_s), do=sweep),
+        # A run waits half the delay at least and, looked at so often, never all of it.
+        Job(name="refresh", period_s=refresh_s * 0.25, do=refresh),
+    ]
+
+
+async def _repeat(job: Job) -> None:
+    while True:
+        try:
+            await job.do()
+        except StoreUnavailableError:
+            _LOG.debug("job waits for the database", job=job.name)
+        except Exception:
+            _LOG.exception("job failed", job=job.name)
+        await asyncio.sleep(job.period_s)

@@ -1,0 +1,223 @@
+"""Experiments have unique names; workspaces do not see each other."""
+
+import asyncio
+import uuid
+
+import grpc
+import pytest
+from headrace.v1 import experiment_service_pb2 as pb
+from headrace.v1 import run_service_pb2
+
+from tests.support.gateway_process import GatewayProcess
+from tests.tracker.conftest import Tracker, failure, stubs
+
+
+async def create(tracker: Tracker, name: str, **fields: object) -> pb.CreateExperimentResponse:
+    request = pb.CreateExperimentRequest(name=name, **fields)  # type: ignore[arg-type]
+    response: pb.CreateExperimentResponse = await tracker.experiments.CreateExperiment(request)
+    return response
+
+
+async def test_an_experiment_is_read_back_by_id_and_by_name(
+    tracker: Tracker, experiment: str
+) -> None:
+    made = await create(
+        tracker,
+        experiment,
+        description="what for",
+        tags=[run_service_pb2.Tag(key="owner", value="ada")],
+    )
+    assert made.created
+    by_id = await tracker.experiments.GetExperiment(
+        pb.GetExperimentRequest(experiment_id=made.experiment.experiment_id)
+    )
+    by_name = await tracker.experiments.GetExperiment(pb.GetExperimentRequest(name=experiment))
+    assert by_id.experiment == by_name.experiment == made.experiment
+    assert made.experiment.tags[0].value == "ada"
+
+
+async def test_default_is_experiment_0(tracker: Tracker) -> None:
+    found = await tracker.experiments.GetExperiment(pb.GetExperimentRequest(experiment_id=0))
+    assert found.experiment.name == "Default"
+
+
+async def test_a_name_is_taken_once(tracker: Tracker, experiment: str) -> None:
+    first = await create(tracker, experiment)
+    failed = await failure(create(tracker, experiment))
+    assert (failed.code, failed.reason) == (
+        grpc.StatusCode.ALREADY_EXISTS,
+        "EXPERIMENT_EXISTS",
+    )
+    got = await create(tracker, experiment, get_if_exists=True)
+    assert (got.created, got.experiment) == (False, first.experiment)
+
+
+async def test_one_request_creates_one_experiment_however_often_it_is_sent(
+    tracker: Tracker, experiment: str
+) -> None:
+    request_id = uuid.uuid4().hex
+    answers = await asyncio.gather(
+        *(create(tracker, experiment, request_id=request_id) for _ in range(16))
+    )
+    assert sum(answer.created for answer in answers) == 1
+    assert len({answer.experiment.experiment_id for answer in answers}) == 1
+    other = await failure(create(tracker, experiment, request_id=uuid.uuid4().hex))
+    assert other.reason == "EXPERIMENT_EXISTS"
+
+
+async def test_an_experiment_is_renamed_and_described(tracker: Tracker, experiment: str) -> None:
+    made = (await create(tracker, experiment)).experiment
+    await create(tracker, experiment + "/taken")
+    request = pb.UpdateExperimentRequest(
+        experiment_id=made.experiment_id,
+        experiment=pb.Experiment(name=experiment + "/new", description="d"),
+    )
+    request.update_mask.paths[:] = ["name", "description"]
+    for _ in range(2):
+        changed = (await tracker.experiments.UpdateExperiment(request)).experiment
+        assert (changed.name, changed.description) == (experiment + "/new", "d")
+    request.experiment.name = experiment + "/taken"
+    assert (await failure(tracker.experiments.UpdateExperiment(request))).reason == (
+        "EXPERIMENT_EXISTS"
+    )
+    request.update_mask.paths[:] = ["tags"]
+    assert (await failure(tracker.experiments.UpdateExperiment(request))).reason == (
+        "FIELD_INVALID"
+    )
+
+
+async def test_tags_are_set_and_deleted(tracker: Tracker, experiment: str) -> None:
+    made = (await create(tracker, experiment)).experiment
+    request = pb.WriteExperimentTagsRequest(
+        experiment_id=made.experiment_id,
+        tags=[run_service_pb2.Tag(key=key, value="1") for key in "ab"],
+    )
+    await tracker.experiments.WriteExperimentTags(request)
+    request = pb.WriteExperimentTagsRequest(
+        experiment_id=made.experiment_id,
+        tags=[run_service_pb2.Tag(key="a", value="2")],
+        deleted_keys=["a", "b", "c"],
+    )
+    changed = (await tracker.experiments.WriteExperimentTags(request)).experiment
+    assert [(item.key, item.value) for item in changed.tags] == [("a", "2")]
+
+
+async def test_a_deleted_experiment_is_hidden_with_its_runs_and_takes_no_new_ones(
+    tracker: Tracker, experiment: str
+) -> None:
+    run_id = await tracker.create_run(experiment)
+    found = await tracker.experiments.GetExperiment(pb.GetExperimentRequest(name=experiment))
+    number = found.experiment.experiment_id
+    await tracker.experiments.DeleteExperiment(pb.DeleteExperimentRequest(experiment_id=number))
+    search = pb.SearchExperimentsRequest(filter=f"name = '{experiment}'")
+    assert not (await tracker.experiments.SearchExperiments(search)).experiments
+    assert (await failure(tracker.create_run(experiment))).reason == "EXPERIMENT_DELETED"
+    assert (await failure(create(tracker, experiment))).reason == "EXPERIMENT_EXISTS"
+    everything = await tracker.search(filter=f"run_id = '{run_id}'")
+    assert not everything
+    await tracker.experiments.RestoreExperiment(pb.RestoreExperimentRequest(experiment_id=number))
+    assert [run.run_id for run in await tracker.search(filter=f"run_id = '{run_id}'")] == [run_id]
+
+
+async def test_default_cannot_go(tracker: Tracker) -> None:
+    call = tracker.experiments.DeleteExperiment(pb.DeleteExperimentRequest(experiment_id=0))
+    assert (await failure(call)).reason == "FIELD_INVALID"
+
+
+async def test_what_is_not_there_is_not_found(tracker: Tracker) -> None:
+    for call in (
+        tracker.experiments.GetExperiment(pb.GetExperimentRequest(experiment_id=2**40)),
+        tracker.experiments.GetExperiment(pb.GetExperimentRequest(name="no such")),
+        tracker.experiments.DeleteExperiment(pb.DeleteExperimentRequest(experiment_id=2**40)),
+        tracker.experiments.RestoreExperiment(pb.RestoreExperimentRequest(experiment_id=2**40)),
+        tracker.search(experiments=["no such"]),
+        tracker.search(experiment_ids=[2**40]),
+    ):
+        assert (await failure(call)).reason == "EXPERIMENT_NOT_FOUND"
+
+
+async def test_paging_reaches_every_experiment_while_others_are_inserted(
+    tracker: Tracker, experiment: str
+) -> None:
+    wanted = {f"{experiment}/{number:02}" for number in range(25)}
+    for name in wanted:
+        await create(tracker, name)
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await tracker.experiments.SearchExperiments(
+            pb.SearchExperimentsRequest(
+                filter=f"name LIKE '{experiment}/%'",
+                order_by=["name DESC"],
+                page_size=4,
+                page_token=token,
+            )
+        )
+        seen += [item.name for item in page.experiments]
+        await create(tracker, f"{experiment}/{uuid.uuid4().hex}")
+        token = page.next_page_token
+        if not token:
+            break
+    assert len(seen) == len(set(seen))
+    assert wanted <= set(seen)
+    assert seen == sorted(seen, reverse=True)
+
+
+async def test_a_workspace_sees_nothing_of_another(tracker: Tracker, experiment: str) -> None:
+    name = "w" + uuid.uuid4().hex
+    request = pb.CreateWorkspaceRequest(name=name, request_id=uuid.uuid4().hex)
+    for _ in range(2):
+        made = await tracker.workspaces.CreateWorkspace(request)
+        assert made.workspace.name == name
+    assert (
+        await failure(tracker.workspaces.CreateWorkspace(pb.CreateWorkspaceRequest(name=name)))
+    ).reason == "WORKSPACE_EXISTS"
+    there = (("headrace-workspace", name),)
+    run_id = await tracker.create_run(experiment)
+    get = run_service_pb2.GetRunRequest(run_id=run_id)
+    assert (await failure(tracker.runs.GetRun(get, metadata=there))).reason == "RUN_NOT_FOUND"
+    # The same name, another experiment; the same id, refused.
+    elsewhere = run_service_pb2.CreateRunRequest(run_id=uuid.uuid4().hex, experiment=experiment)
+    await tracker.runs.CreateRun(elsewhere, metadata=there)
+    search = run_service_pb2.SearchRunsRequest(experiments=[experiment])
+    found = await tracker.runs.SearchRuns(search, metadata=there)
+    assert [run.run_id for run in found.runs] == [elsewhere.run_id]
+    taken = run_service_pb2.CreateRunRequest(run_id=run_id, experiment=experiment)
+    assert (await failure(tracker.runs.CreateRun(taken, metadata=there))).reason == "RUN_EXISTS"
+
+
+async def test_an_unknown_workspace_is_not_found(tracker: Tracker) -> None:
+    for name in ("no-such", "Bad Name", "-"):
+        call = tracker.runs.SearchRuns(
+            run_service_pb2.SearchRunsRequest(), metadata=(("headrace-workspace", name),)
+        )
+        assert (await failure(call)).reason == "WORKSPACE_NOT_FOUND"
+
+
+async def test_an_archived_workspace_can_be_read_but_not_written(
+    shared_gateway: GatewayProcess,
+) -> None:
+    name = "w" + uuid.uuid4().hex
+    there = (("headrace-workspace", name),)
+    async with grpc.aio.insecure_channel(shared_gateway.address) as channel:
+        tracker = stubs(channel)
+        await tracker.workspaces.CreateWorkspace(pb.CreateWorkspaceRequest(name=name))
+        await tracker.workspaces.ArchiveWorkspace(pb.ArchiveWorkspaceRequest(name=name))
+        await tracker.runs.SearchRuns(run_service_pb2.SearchRunsRequest(), metadata=there)
+        call = tracker.runs.CreateRun(
+            run_service_pb2.CreateRunRequest(run_id=uuid.uuid4().hex), metadata=there
+        )
+        assert (await failure(call)).reason == "WORKSPACE_ARCHIVED"
+        listed = await tracker.workspaces.ListWorkspaces(pb.ListWorkspacesRequest(page_size=1000))
+        assert name not in {item.name for item in listed.workspaces}
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "a/b", "x" * 64])
+async def test_a_bad_workspace_name_is_refused(tracker: Tracker, name: str) -> None:
+    call = tracker.workspaces.CreateWorkspace(pb.CreateWorkspaceRequest(name=name))
+    assert (await failure(call)).code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_default_is_never_archived(tracker: Tracker) -> None:
+    call = tracker.workspaces.ArchiveWorkspace(pb.ArchiveWorkspaceRequest(name="default"))
+    assert (await failure(call)).reason == "FIELD_INVALID"
