@@ -66,9 +66,28 @@ define generate
 endef
 
 .PHONY: gen
-gen: $(GEN)/.installed ## regenerate the Python code of the contract
+gen: gen-python gen-go gen-rust ## regenerate the code of the contract, for the languages whose tools are here
+
+.PHONY: gen-python
+gen-python: $(GEN)/.installed
 	rm -f clients/python/headrace/v1/*_pb2*
 	$(call generate,clients/python)
+
+# Build caches of the other languages' generators stay in $(GEN), out of git.
+.PHONY: gen-go
+gen-go: $(GEN)/.installed
+	@command -v go > /dev/null || { echo "SKIPPED gen-go: no go on this machine"; exit 0; }; set -e; \
+	GOBIN=$(CURDIR)/$(GEN)/bin go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12; \
+	GOBIN=$(CURDIR)/$(GEN)/bin go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2; \
+	rm -rf clients/go/v1; \
+	PATH="$(CURDIR)/$(GEN)/bin:$$PATH" $(GEN)/bin/python -m grpc_tools.protoc -I protos \
+		--go_out=clients/go --go_opt=module=headrace.dev/headrace \
+		--go-grpc_out=clients/go --go-grpc_opt=module=headrace.dev/headrace $(PROTOS)
+
+.PHONY: gen-rust
+gen-rust: $(GEN)/.installed
+	@command -v cargo > /dev/null || { echo "SKIPPED gen-rust: no cargo on this machine"; exit 0; }; \
+	cargo run --quiet --locked --manifest-path clients/rust/generate/Cargo.toml --target-dir $(GEN)/rust
 
 .PHONY: gen-check
 gen-check: $(GEN)/.installed

@@ -1071,11 +1071,14 @@ type Opened struct {
 	// The stream's epoch, from 1.
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// True when the writer was finished before; batches above the watermark
-	// fail with WRITER_FINISHED.
+	// fail with WRITER_FINISHED. `finish` may be sent again, and is answered
+	// again: the first answer may have been lost.
 	Finished bool `protobuf:"varint,3,opt,name=finished,proto3" json:"finished,omitempty"`
 	// The writer's counters.
 	Counters *WriterCounters `protobuf:"bytes,4,opt,name=counters,proto3" json:"counters,omitempty"`
-	// The last rejections, at most 16: a lost ack loses no report.
+	// The last rejections, at most 16: a lost ack loses no report. Those whose
+	// `sequence` is at or below a watermark that the client was told before
+	// came with that ack.
 	Rejections []*Rejection `protobuf:"bytes,5,rep,name=rejections,proto3" json:"rejections,omitempty"`
 	// What the client must keep to.
 	Limits        *Limits `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
@@ -1222,9 +1225,9 @@ func (x *Ack) GetRejections() []*Rejection {
 // Asks the client to move: the gateway is about to stop.
 //
 // Batches admitted before it are committed and acknowledged; batches that
-// arrive after it are not read. The client stops sending, reads until the
-// stream ends, and opens a new stream after a random part of
-// `retry_after_ms`.
+// arrive after it are not read. The client stops sending (it may half-close),
+// reads until the stream ends, in whichever way, and opens a new stream after a
+// random part of `retry_after_ms`.
 type Reconnect struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The span over which clients should spread their return, in milliseconds.

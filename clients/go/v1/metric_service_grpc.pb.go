@@ -98,10 +98,16 @@ type MetricServiceClient interface {
 	// uncommitted; HTTP/2 then pushes back. A client must keep reading
 	// responses while its writes are blocked, or neither side can proceed.
 	//
+	// Credentials. Where the gateway asks for tokens, every call carries the
+	// metadata `authorization: Bearer <token>`.
+	//
 	// Errors. The stream fails with INVALID_ARGUMENT for a message that breaks
 	// these rules; batches admitted before it are committed all the same. On
 	// UNAVAILABLE the client resumes, with jittered exponential backoff, for as
-	// long as it has something to send.
+	// long as it has something to send. So it does when a stream ends with OK
+	// but without `finished`, and on UNKNOWN, INTERNAL, CANCELLED, ABORTED,
+	// DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED without an ErrorReason, which
+	// come from what stands between it and the gateway.
 	WriteMetrics(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WriteMetricsRequest, WriteMetricsResponse], error)
 	// Imports one writer's records and answers once, after `finish` and the
 	// last commit. The same messages and rules as WriteMetrics, without acks:
@@ -259,10 +265,16 @@ type MetricServiceServer interface {
 	// uncommitted; HTTP/2 then pushes back. A client must keep reading
 	// responses while its writes are blocked, or neither side can proceed.
 	//
+	// Credentials. Where the gateway asks for tokens, every call carries the
+	// metadata `authorization: Bearer <token>`.
+	//
 	// Errors. The stream fails with INVALID_ARGUMENT for a message that breaks
 	// these rules; batches admitted before it are committed all the same. On
 	// UNAVAILABLE the client resumes, with jittered exponential backoff, for as
-	// long as it has something to send.
+	// long as it has something to send. So it does when a stream ends with OK
+	// but without `finished`, and on UNKNOWN, INTERNAL, CANCELLED, ABORTED,
+	// DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED without an ErrorReason, which
+	// come from what stands between it and the gateway.
 	WriteMetrics(grpc.BidiStreamingServer[WriteMetricsRequest, WriteMetricsResponse]) error
 	// Imports one writer's records and answers once, after `finish` and the
 	// last commit. The same messages and rules as WriteMetrics, without acks:

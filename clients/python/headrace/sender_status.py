@@ -56,8 +56,14 @@ class SenderStatus:
         self._changed = True
 
     def rejected(self, reasons: "Iterable[tuple[str, Rejection]]") -> None:
-        """Takes in samples, each with its reason's name; keeps the last ones."""
+        """Takes in samples, each with its reason's name; keeps the last ones.
+
+        To be called before `committed` takes in the watermark that came with
+        them: what stands at or below the one before was told with an earlier ack.
+        """
         for name, sample in reasons:
+            if sample.sequence <= self.committed_sequence:
+                continue
             self._samples.append(
                 {
                     "reason": name,

@@ -3225,13 +3225,16 @@ pub struct Opened {
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
     /// True when the writer was finished before; batches above the watermark
-    /// fail with WRITER_FINISHED.
+    /// fail with WRITER_FINISHED. `finish` may be sent again, and is answered
+    /// again: the first answer may have been lost.
     #[prost(bool, tag = "3")]
     pub finished: bool,
     /// The writer's counters.
     #[prost(message, optional, tag = "4")]
     pub counters: ::core::option::Option<WriterCounters>,
-    /// The last rejections, at most 16: a lost ack loses no report.
+    /// The last rejections, at most 16: a lost ack loses no report. Those whose
+    /// `sequence` is at or below a watermark that the client was told before
+    /// came with that ack.
     #[prost(message, repeated, tag = "5")]
     pub rejections: ::prost::alloc::vec::Vec<Rejection>,
     /// What the client must keep to.
@@ -3254,9 +3257,9 @@ pub struct Ack {
 /// Asks the client to move: the gateway is about to stop.
 ///
 /// Batches admitted before it are committed and acknowledged; batches that
-/// arrive after it are not read. The client stops sending, reads until the
-/// stream ends, and opens a new stream after a random part of
-/// `retry_after_ms`.
+/// arrive after it are not read. The client stops sending (it may half-close),
+/// reads until the stream ends, in whichever way, and opens a new stream after a
+/// random part of `retry_after_ms`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Reconnect {
     /// The span over which clients should spread their return, in milliseconds.
@@ -3675,10 +3678,16 @@ pub mod metric_service_client {
         /// uncommitted; HTTP/2 then pushes back. A client must keep reading
         /// responses while its writes are blocked, or neither side can proceed.
         ///
+        /// Credentials. Where the gateway asks for tokens, every call carries the
+        /// metadata `authorization: Bearer <token>`.
+        ///
         /// Errors. The stream fails with INVALID_ARGUMENT for a message that breaks
         /// these rules; batches admitted before it are committed all the same. On
         /// UNAVAILABLE the client resumes, with jittered exponential backoff, for as
-        /// long as it has something to send.
+        /// long as it has something to send. So it does when a stream ends with OK
+        /// but without `finished`, and on UNKNOWN, INTERNAL, CANCELLED, ABORTED,
+        /// DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED without an ErrorReason, which
+        /// come from what stands between it and the gateway.
         pub async fn write_metrics(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
