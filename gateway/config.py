@@ -127,9 +127,9 @@ class Settings(BaseModel):
     experiment_name_pattern: re.Pattern[str] | None = None
     """What the names of new experiments must match as a whole, for example
     `[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+` for team/project/kind. `Default` always may be."""
-    lease_s: float = Field(120.0, ge=1, le=86_400)
+    lease_s: float = Field(default=120.0, ge=1, le=86_400)
     """A run that nobody has heard of for so long, without its having ended, is LOST."""
-    search_refresh_s: float = Field(10.0, ge=0.1, le=3_600)
+    search_refresh_s: float = Field(default=10.0, ge=0.1, le=3_600)
     """The most that what searches know of a live run's metrics may be behind."""
 
     s3_bucket: str = ""

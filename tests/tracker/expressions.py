@@ -33,7 +33,12 @@ KEYS: Final = ["loss", "val ndcg", "a.b", "min", "x/y", "`odd`", "Δ"]
 TEXTS: Final = ["", "a", "B", "ab", "a%", "1", "0.5", "-2e1", "1e5", "it's", "x" * 130, "x" * 131]
 PATTERN_TEXTS: Final = ["%", "a%", "%B", "_", "\\%", "a\\%", "%x%", "it'%", "A"]
 NUMBERS: Final = [-20, 0, 0.5, 1, 2, 100000, -0.25, 1e300]
-TIMES: Final = [1_767_225_600_000, 1_767_225_600_500, "2026-01-01T00:00:01Z", "2026-01-01"]
+TIMES: Final[list[str | int | float]] = [
+    1_767_225_600_000,
+    1_767_225_600_500,
+    "2026-01-01T00:00:01Z",
+    "2026-01-01",
+]
 NAMES: Final = ["a", "ab", "run one", "Run One", "it's"]
 STATES: Final = ["RUNNING", "finished", "FAILED", "KILLED"]
 
@@ -95,7 +100,7 @@ def comparisons(draw: st.DrawFn, *, states: bool = True) -> Expression:
         item = Field(entity=Entity.ATTRIBUTE, key=key)
         if draw(st.booleans()):
             return Presence(field=item, present=draw(st.booleans()))
-        return draw(_tests(item, list(TIMES), patterns=False))
+        return draw(_tests(item, TIMES, patterns=False))
     if kind == "state" and states:
         item = Field(entity=Entity.ATTRIBUTE, key="state")
         operator = draw(st.sampled_from([Operator.EQUAL, Operator.NOT_EQUAL]))

@@ -171,11 +171,12 @@ def _compare(expression: Comparison, found: Any) -> bool:
         left, right = found, _texts(expression.field, (value,))[0]
     else:
         left, right = _number(found), value
-    return {
+    answers: dict[Operator, bool] = {
         Operator.EQUAL: left == right,
         Operator.NOT_EQUAL: left != right,
         Operator.LESS: left < right,
         Operator.LESS_OR_EQUAL: left <= right,
         Operator.GREATER: left > right,
         Operator.GREATER_OR_EQUAL: left >= right,
-    }[operator]
+    }
+    return answers[operator]

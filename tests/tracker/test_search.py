@@ -31,6 +31,7 @@ VALUES = [-20.0, -0.25, 0.0, 0.5, 1.0, 2.0, 1e5, 1e300, math.nan, math.inf, -mat
 
 def random_runs(seed: int) -> list[NaiveRun]:
     choose = random.Random(seed)
+    summaries: list[float | str] = [*VALUES, *TEXTS]
 
     def some(keys: list[str]) -> list[str]:
         return [key for key in keys if choose.random() < 0.5]
@@ -61,7 +62,7 @@ def random_runs(seed: int) -> list[NaiveRun]:
             },
             params={key: choose.choice(TEXTS) for key in some(KEYS)},
             tags={key: choose.choice(TEXTS) for key in some(KEYS)},
-            summary={key: choose.choice([*VALUES, *TEXTS]) for key in some(KEYS)},
+            summary={key: choose.choice(summaries) for key in some(KEYS)},
             datasets=[
                 {"name": "a", "digest": choose.choice(["a", "ab"]), "context": ""}
                 for _ in range(choose.choice([0, 0, 1]))
