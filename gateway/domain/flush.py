@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from gateway.domain.errors import Reason
+from gateway.domain.metadata import MetadataRows, Refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectionSample:
-    """One sample of rejected points; see Rejection in metric_service.proto."""
+    """One sample of rejected points or a rejected entry; see Rejection in metric_service.proto."""
 
     reason: Reason
     key: str
@@ -22,6 +23,19 @@ class RejectionSample:
     field: str
     detail: str
     points: int
+
+
+def refusal_sample(refusal: Refusal, *, sequence: int) -> RejectionSample:
+    """Return the sample of a refused metadata entry."""
+    return RejectionSample(
+        reason=refusal.reason,
+        key=refusal.key,
+        step=0,
+        sequence=sequence,
+        field=refusal.field,
+        detail=refusal.detail,
+        points=0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +47,7 @@ class Counters:
     repeated_points: int = 0
     rejected_points: int = 0
     lost_records: int = 0
+    rejected_entries: int = 0
 
     def plus(self, other: "Counters") -> "Counters":
         """Return the sum, field by field."""
@@ -42,6 +57,7 @@ class Counters:
             repeated_points=self.repeated_points + other.repeated_points,
             rejected_points=self.rejected_points + other.rejected_points,
             lost_records=self.lost_records + other.lost_records,
+            rejected_entries=self.rejected_entries + other.rejected_entries,
         )
 
     def plus_lost(self, records: int) -> "Counters":
@@ -126,6 +142,7 @@ class EncodedFlush:
     marks: "LateMarks | None"
     points: int
     chunks: int
+    metadata: MetadataRows | None = None  # its places are those of `advances`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

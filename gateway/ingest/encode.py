@@ -18,6 +18,7 @@ from gateway.domain.flush import (
     RejectionSample,
     SummaryRows,
     WriterAdvance,
+    refusal_sample,
 )
 from gateway.domain.limits import (
     REJECTION_SAMPLES_MAX,
@@ -26,6 +27,7 @@ from gateway.domain.limits import (
     TIME_US_MAX,
     TIME_US_MIN,
 )
+from gateway.domain.metadata import MetadataRows, Refusal
 from gateway.ingest import chunks
 from gateway.ingest.coalescer import Portion
 from gateway.ingest.dictionary import REFUSED, UNRESOLVED
@@ -52,6 +54,7 @@ class Encoded:
 
     def apply(self) -> None:
         """Adopt the commit in every session."""
+        self._report_refusals()
         for effect in self.effects:
             session = effect.portion.session
             if effect.new_positions is not None:
@@ -63,6 +66,16 @@ class Encoded:
             if effect.samples:
                 session.report(effect.samples)
             session.committed(effect.portion.last_sequence, effect.portion.size_bytes)
+
+    def _report_refusals(self) -> None:
+        """Count and report the metadata entries that were refused, some by the store."""
+        if self.flush.metadata is None:
+            return
+        for refusal in self.flush.metadata.refusals:
+            portion = self.effects[refusal.place].portion
+            session = portion.session
+            session.counters = session.counters.plus(Counters(rejected_entries=1))
+            session.report((refusal_sample(refusal, sequence=portion.last_sequence),))
 
 
 def unresolved_indexes(portion: Portion) -> list[int]:
@@ -200,6 +213,7 @@ def encode(
             )
         )
     flush = EncodedFlush(
+        metadata=_metadata(portions, refuse),
         advances=advances,
         copy_pieces=copy_pieces,
         summaries=summaries,
@@ -208,6 +222,26 @@ def encode(
         chunks=chunk_count,
     )
     return Encoded(flush=flush, effects=effects)
+
+
+def _metadata(
+    portions: Sequence[Portion], refuse: tuple[Reason, str] | None
+) -> MetadataRows | None:
+    """Return what the portions say of their runs; None, in nearly every flush, for nothing."""
+    rows: MetadataRows | None = None
+    for number, portion in enumerate(portions):
+        for batch in portion.batches:
+            if not batch.metadata:
+                continue
+            rows = rows or MetadataRows()
+            if refuse is None:
+                rows.add(portion.session.writer.run_id, batch.metadata, number)
+                continue
+            reason, detail = refuse
+            rows.refusals += [
+                Refusal(place=number, reason=reason, key="", field="metadata", detail=detail)
+            ] * len(batch.metadata)
+    return rows
 
 
 def _portion_identity(portions: Sequence[Portion]) -> chunks.PortionIdentity:

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.flush import OpenedWriter, RejectionSample
 from gateway.domain.limits import BATCH_POINTS_MAX, REJECTION_SAMPLES_MAX
+from gateway.domain.metadata import Entry
 from gateway.ingest.dictionary import KeyDictionary
 from gateway.ingest.summary import WriterSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A MetricBatch as read-only columns of equal length.
+    """A MetricBatch as read-only columns of equal length, or a MetadataBatch without points.
 
     Attributes:
         first_sequence, record_count: the records it holds.
@@ -40,6 +41,7 @@ class Batch:
         value: float64.
         size_bytes: what it is charged against the byte budgets.
         arrived: when it was received, on the clock of time.perf_counter.
+        metadata: the entries of a MetadataBatch, in order.
     """
 
     first_sequence: int
@@ -50,6 +52,7 @@ class Batch:
     value: NDArray[np.float64]
     size_bytes: int
     arrived: float
+    metadata: tuple[Entry, ...] = ()
 
     @property
     def last_sequence(self) -> int:

@@ -297,6 +297,7 @@ def _counters(counters: Counters) -> pb.WriterCounters:
         repeated_points=counters.repeated_points,
         rejected_points=counters.rejected_points,
         lost_records=counters.lost_records,
+        rejected_entries=counters.rejected_entries,
     )
 
 

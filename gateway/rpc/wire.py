@@ -12,12 +12,13 @@ from typing import Any, Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from headrace.v1.metric_service_pb2 import MetricBatch, WriteMetricsRequest
+from headrace.v1.metric_service_pb2 import MetadataBatch, MetricBatch, WriteMetricsRequest
 from numpy.typing import NDArray
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.limits import MESSAGE_BYTES_MAX
 from gateway.ingest.session import Batch
+from gateway.rpc.metadata import entries
 
 _BATCH_TAG: Final = 0x1A
 _FIRST_SEQUENCE, _RECORD_COUNT = 0x08, 0x10
@@ -57,8 +58,11 @@ def decode(message: bytes) -> Batch | WriteMetricsRequest:
             field="message",
             value=message[:16].hex(),
         ) from error
-    if request.WhichOneof("message") == "batch":
+    kind = request.WhichOneof("message")
+    if kind == "batch":
         return _from_message(request.batch, len(message))
+    if kind == "metadata":
+        return _from_metadata(request.metadata, len(message))
     return request
 
 
@@ -108,15 +112,35 @@ def _columns_in_place(message: bytes, place: int) -> Batch | None:
     )
 
 
-def _from_message(batch: MetricBatch, size_bytes: int) -> Batch:
-    if batch.first_sequence >= 2**63:
+def _from_metadata(batch: MetadataBatch, size_bytes: int) -> Batch:
+    _check_sequence(batch.first_sequence, field="metadata.first_sequence")
+    return Batch(
+        first_sequence=batch.first_sequence,
+        record_count=batch.record_count,
+        series_index=_NO_INDEX,
+        step=_NO_INT,
+        time=_NO_INT,
+        value=_NO_VALUE,
+        # Parsed texts and their objects: about twice the message.
+        size_bytes=2 * size_bytes + _OVERHEAD_BYTES,
+        arrived=perf_counter(),
+        metadata=entries(batch.entries, field="metadata.entries"),
+    )
+
+
+def _check_sequence(sequence: int, *, field: str) -> None:
+    if sequence >= 2**63:
         raise HeadraceError(
             Reason.FIELD_INVALID,
-            f"batch.first_sequence is {batch.first_sequence}; the limit is {2**63 - 1}",
-            field="batch.first_sequence",
-            value=batch.first_sequence,
+            f"{field} is {sequence}; the limit is {2**63 - 1}",
+            field=field,
+            value=sequence,
             limit=2**63 - 1,
         )
+
+
+def _from_message(batch: MetricBatch, size_bytes: int) -> Batch:
+    _check_sequence(batch.first_sequence, field="batch.first_sequence")
     return Batch(
         first_sequence=batch.first_sequence,
         record_count=batch.record_count,

@@ -30,12 +30,17 @@ from gateway.domain.flush import (
     RejectionSample,
     SummaryRows,
     WriterAdvance,
+    refusal_sample,
 )
+from gateway.domain.limits import REJECTION_SAMPLES_MAX
+from gateway.domain.metadata import MetadataRows
 from gateway.domain.series import SERIES_PER_RUN_MAX, SeriesWanted
 from gateway.store.connections import CONNECTION_LOST, Database, Slot
+from gateway.store.metadata import write_metadata
 from gateway.store.queries import load
 
 _SQL: Final = load("metrics")
+_METADATA_SQL: Final = load("metadata")
 _CHUNK_COLUMNS: Final = (
     "run_id",
     "series_id",
@@ -129,6 +134,7 @@ class MetricStore:
                 repeated_points=row["repeated_points"],
                 rejected_points=row["rejected_points"],
                 lost_records=row["lost_records"],
+                rejected_entries=row["rejected_entries"],
             ),
             rejections=_samples_from_json(row["rejections"]),
             summaries=SummaryRows(
@@ -393,7 +399,32 @@ class IngestConnection:
                 rows.min_values,
                 rows.max_values,
             )
+        if flush.metadata is not None:
+            await self._write_metadata(connection, flush, flush.metadata)
         return []
+
+    @staticmethod
+    async def _write_metadata(
+        connection: asyncpg.Connection, flush: EncodedFlush, rows: MetadataRows
+    ) -> None:
+        """Write what the flush says of its runs; count what was refused with its writers."""
+        await write_metadata(connection, rows)
+        samples: dict[int, list[RejectionSample]] = {}
+        for refusal in rows.refusals:
+            sequence = flush.advances[refusal.place].last_sequence
+            samples.setdefault(refusal.place, []).append(refusal_sample(refusal, sequence=sequence))
+        if samples:
+            # The writers' rows are locked by this transaction already.
+            await connection.execute(
+                _METADATA_SQL["count_refusals"],
+                [flush.advances[place].run_id for place in samples],
+                [flush.advances[place].writer_id for place in samples],
+                [len(refused) for refused in samples.values()],
+                [
+                    _samples_to_json(refused[-REJECTION_SAMPLES_MAX:])
+                    for refused in samples.values()
+                ],
+            )
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[asyncpg.Connection]:

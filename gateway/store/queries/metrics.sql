@@ -31,7 +31,7 @@ VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (run_id, writer_id) DO UPDATE SET epoch = w.epoch + 1
 WHERE w.incarnation = excluded.incarnation AND w.rank = excluded.rank AND w.attempt = excluded.attempt
 RETURNING writer_no, epoch, committed_sequence, accepted_points, late_points, repeated_points,
-    rejected_points, lost_records, rejections, finished_at IS NOT NULL AS finished;
+    rejected_points, rejected_entries, lost_records, rejections, finished_at IS NOT NULL AS finished;
 
 -- name: get_writer
 SELECT incarnation, rank, attempt FROM writers WHERE run_id = $1 AND writer_id = $2;
