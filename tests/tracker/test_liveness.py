@@ -1,0 +1,278 @@
+"""A run that falls silent is LOST, comes back when it speaks, and no outage counts against it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import grpc
+import pytest
+from headrace.v1 import run_service_pb2 as pb
+
+from gateway.domain.runs import RunState
+from gateway.embedded import EmbeddedPostgres
+from gateway.store.connections import Database
+from gateway.store.liveness import LivenessStore
+from gateway.store.migrate import migrate
+from tests.conftest import run_apart
+from tests.support.gateway_process import GatewayProcess
+from tests.support.writer_stream import WriterStream, batch, finish, keys, opening
+from tests.tracker.conftest import stubs
+
+LEASE_S = 100.0
+GAP_MAX_S = 20.0
+
+
+class Clock:
+    """Moves the database's memory instead of waiting."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    async def heard(self, run_id: uuid.UUID, seconds_ago: float) -> None:
+        await self._connection.execute(
+            "UPDATE run_heartbeats SET heartbeat_at = now() - make_interval(secs => $2)"
+            " WHERE run_id = $1",
+            run_id,
+            seconds_ago,
+        )
+
+    async def swept(self, seconds_ago: float, *, leases_from: float = 10_000) -> None:
+        await self._connection.execute(
+            "UPDATE sweeps SET swept_at = now() - make_interval(secs => $1),"
+            " leases_from = now() - make_interval(secs => $2)",
+            seconds_ago,
+            leases_from,
+        )
+
+    async def run(self) -> uuid.UUID:
+        run_id = uuid.uuid4()
+        await self._connection.execute(
+            "INSERT INTO runs (run_id, workspace_id, experiment_id, name) VALUES ($1, 0, 0, '')",
+            run_id,
+        )
+        await self._connection.execute("INSERT INTO run_heartbeats VALUES ($1, now())", run_id)
+        return run_id
+
+    async def state(self, run_id: uuid.UUID) -> RunState:
+        return RunState(
+            await self._connection.fetchval("SELECT state FROM runs WHERE run_id = $1", run_id)
+        )
+
+    async def live(self) -> int:
+        return int(
+            await self._connection.fetchval("SELECT count(*) FROM run_heartbeats WHERE live")
+        )
+
+
+@pytest.fixture
+async def clock(database_dsn: str) -> AsyncIterator[Clock]:
+    connection = await asyncpg.connect(database_dsn)
+    yield Clock(connection)
+    await connection.close()
+
+
+@pytest.fixture
+async def leases(database_dsn: str) -> AsyncIterator[LivenessStore]:
+    database = await Database.connect(database_dsn, ingest_connections=0, query_connections=2)
+    yield LivenessStore(database, lease_s=LEASE_S, gap_max_s=GAP_MAX_S)
+    await database.close()
+
+
+async def test_a_run_is_lost_when_its_lease_is_over_and_not_before(
+    clock: Clock, leases: LivenessStore
+) -> None:
+    silent, speaking = await clock.run(), await clock.run()
+    await clock.heard(silent, LEASE_S + 1)
+    await clock.heard(speaking, LEASE_S - 1)
+    await clock.swept(5)
+    sweep = await leases.sweep()
+    assert sweep is not None
+    assert (sweep.lost, sweep.restarted) == (1, False)
+    assert await clock.state(silent) is RunState.LOST
+    assert await clock.state(speaking) is RunState.RUNNING
+    assert await clock.live() == 1  # the next sweep looks at the speaking one only
+
+
+async def test_an_outage_lets_every_lease_begin_anew(clock: Clock, leases: LivenessStore) -> None:
+    run_id = await clock.run()
+    await clock.heard(run_id, 86_400)
+    await clock.swept(86_400)
+    sweep = await leases.sweep()
+    assert sweep is not None
+    assert (sweep.lost, sweep.restarted) == (0, True)
+    # From then on it has the whole lease.
+    await clock.swept(5, leases_from=LEASE_S - 1)
+    assert (await leases.sweep()) is not None
+    assert await clock.state(run_id) is RunState.RUNNING
+    await clock.swept(5, leases_from=LEASE_S + 1)
+    await leases.sweep()
+    assert await clock.state(run_id) is RunState.LOST
+
+
+async def test_runs_that_ended_are_never_lost(clock: Clock, leases: LivenessStore) -> None:
+    run_id = await clock.run()
+    await clock._connection.execute("UPDATE runs SET state = 2, ended_at = now()")
+    await clock.heard(run_id, 86_400)
+    await clock.swept(5)
+    await leases.sweep()
+    assert await clock.state(run_id) is RunState.FINISHED
+    assert await clock.live() == 0
+
+
+async def test_of_two_gateways_one_sweeps(database_dsn: str, leases: LivenessStore) -> None:
+    connection = await asyncpg.connect(database_dsn)
+    async with connection.transaction():
+        await connection.fetch("SELECT FROM sweeps FOR UPDATE")
+        assert await leases.sweep() is None
+    assert await leases.sweep() is not None
+    await connection.close()
+
+
+async def test_a_sweep_reads_live_runs_only(database_dsn: str, leases: LivenessStore) -> None:
+    connection = await asyncpg.connect(database_dsn)
+    await connection.execute(
+        "INSERT INTO run_heartbeats (run_id, heartbeat_at, live)"
+        " SELECT gen_random_uuid(), now() - interval '1 day', n % 1000 = 0"
+        " FROM generate_series(1, 20000) n"
+    )
+    await connection.execute("ANALYZE run_heartbeats")
+    plan = await connection.fetch(
+        "EXPLAIN SELECT run_id FROM run_heartbeats WHERE live AND heartbeat_at < now() LIMIT 500"
+    )
+    assert "run_heartbeats_live" in "\n".join(row[0] for row in plan)
+    await connection.close()
+
+
+@pytest.fixture
+def impatient(database_dsn: str, tmp_path: Path) -> Iterator[GatewayProcess]:
+    arguments = ["--set", "lease_s=2", "--set", "search_refresh_s=0.4"]
+    with GatewayProcess(database_dsn, tmp_path, arguments=arguments) as process:
+        yield process
+
+
+async def until(condition: Callable[[], Awaitable[bool]], *, deadline_s: float = 20.0) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not await condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        await asyncio.sleep(0.05)
+
+
+async def test_a_lost_run_returns_when_it_is_heard_of(impatient: GatewayProcess) -> None:
+    async with grpc.aio.insecure_channel(impatient.address) as channel:
+        tracker = stubs(channel)
+        run_id = await tracker.create_run()
+
+        async def lost() -> bool:
+            return bool((await tracker.run(run_id)).state == pb.RUN_STATE_LOST)
+
+        await until(lost)
+        run = await tracker.run(run_id)
+        assert run.end_time == run.heartbeat_time
+        await tracker.runs.HeartbeatRun(pb.HeartbeatRunRequest(run_id=run_id))
+        run = await tracker.run(run_id)
+        assert run.state == pb.RUN_STATE_RUNNING
+        assert not run.HasField("end_time")
+        await until(lost)
+        # Points on a stream say so too.
+        async with WriterStream(channel) as stream:
+            await stream.send(opening(run_id), keys("k"), batch(1))
+            await stream.read_until(1)
+
+            async def running() -> bool:
+                return bool((await tracker.run(run_id)).state == pb.RUN_STATE_RUNNING)
+
+            await until(running)
+
+
+async def test_an_outage_of_the_gateway_loses_no_run(database_dsn: str, tmp_path: Path) -> None:
+    arguments = ["--set", "lease_s=3"]
+    with GatewayProcess(database_dsn, tmp_path, arguments=arguments) as process:
+        async with grpc.aio.insecure_channel(process.address) as channel:
+            run_id = await stubs(channel).create_run()
+        process.kill()
+        await asyncio.sleep(4)  # the outage itself: longer than the lease
+        process.start()
+        async with grpc.aio.insecure_channel(process.address) as channel:
+            tracker = stubs(channel)
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                assert (await tracker.run(run_id)).state == pb.RUN_STATE_RUNNING
+                await asyncio.sleep(0.05)
+
+
+async def test_an_outage_of_the_database_loses_no_run(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with EmbeddedPostgres(tmp_path / "pg") as postgres:
+        run_apart(migrate(postgres.dsn))
+        with GatewayProcess(postgres.dsn, tmp_path, arguments=["--set", "lease_s=3"]) as process:
+            async with grpc.aio.insecure_channel(process.address) as channel:
+                tracker = stubs(channel)
+                run_id = await tracker.create_run()
+                postgres.stop()
+                await asyncio.sleep(4)  # the outage itself
+                postgres.start()
+
+                async def reachable() -> bool:
+                    try:
+                        await tracker.run(run_id)
+                    except grpc.aio.AioRpcError:
+                        return False
+                    return True
+
+                await until(reachable)
+                deadline = time.monotonic() + 1.5
+                while time.monotonic() < deadline:
+                    assert (await tracker.run(run_id)).state == pb.RUN_STATE_RUNNING
+                    await asyncio.sleep(0.05)
+
+
+async def test_searches_see_metrics_within_the_delay_and_exactly_at_the_end(
+    impatient: GatewayProcess,
+) -> None:
+    async with grpc.aio.insecure_channel(impatient.address) as channel:
+        tracker = stubs(channel)
+        run_id = await tracker.create_run()
+        async with WriterStream(channel) as stream:
+            await stream.send(opening(run_id, rank=1), keys("k"), batch(1, value=[7.0]))
+            await stream.read_until(1)
+
+            async def seen() -> bool:
+                await tracker.runs.HeartbeatRun(pb.HeartbeatRunRequest(run_id=run_id))
+                found = await tracker.search(filter="metrics.k = 7", include_data=True)
+                return [run.run_id for run in found] == [run_id]
+
+            await until(seen)
+            await stream.send(batch(2, value=[3.0]), finish(2))
+            assert (await stream.failure()).code is grpc.StatusCode.OK
+        run = (await tracker.runs.FinishRun(pb.FinishRunRequest(run_id=run_id))).run
+        (metric,) = run.metrics
+        assert (metric.last, metric.min, metric.max) == (3.0, 3.0, 7.0)
+        assert (metric.last_step, metric.point_count, metric.rank) == (2, 2, 1)
+        assert await tracker.search(filter="metrics.k.max = 7 AND metrics.k.step = 2")
+
+
+async def test_hidden_points_do_not_count(impatient: GatewayProcess) -> None:
+    async with grpc.aio.insecure_channel(impatient.address) as channel:
+        tracker = stubs(channel)
+        run_id = await tracker.create_run()
+        for attempt, columns in (
+            (1, {"step": [1, 2, 3], "value": [1.0, 9.0, 9.0]}),
+            (2, {"step": [2, 3, 4], "value": [2.0, 2.5, 2.25]}),
+        ):
+            async with WriterStream(channel) as stream:
+                resume = {"resume_step": 2} if attempt == 2 else {}
+                await stream.send(
+                    opening(run_id, attempt=attempt, **resume),
+                    keys("k"),
+                    batch(1, points=3, **columns),
+                    finish(1),
+                )
+                assert (await stream.failure()).code is grpc.StatusCode.OK
+        request = pb.FinishRunRequest(run_id=run_id, attempt=2)
+        (metric,) = (await tracker.runs.FinishRun(request)).run.metrics
+        assert (metric.min, metric.max, metric.last, metric.point_count) == (1.0, 2.5, 2.25, 4)
