@@ -1,6 +1,8 @@
 -- name: refresh
 -- $1 runs, none of which has hidden points. Of each key the lowest rank, over its
--- writers; other ranks' summaries are not opened.
+-- writers.
+-- Every join looks rows up by an index: what the planner would guess of the size of
+-- unnested blocks, it guesses wrong.
 INSERT INTO run_metrics AS m (run_id, experiment_id, key, rank, point_count, last_step, last_time,
     last_value, min_value, max_value)
 SELECT
@@ -13,21 +15,20 @@ SELECT
         p.last_value <> 'NaN' DESC, p.last_value DESC))[1],
     min(p.min_value),                   -- PostgreSQL's NaN is the greatest number
     coalesce(max(p.max_value) FILTER (WHERE p.max_value <> 'NaN'), 'NaN')
-FROM (
-    SELECT DISTINCT ON (run_id, key) run_id, key, rank, series_id
-    FROM series
-    WHERE run_id = ANY ($1::uuid[])
-    ORDER BY run_id, key, rank
-) c
-JOIN runs r ON r.run_id = c.run_id
-JOIN writers w ON w.run_id = c.run_id AND w.rank = c.rank
+FROM writers w
+JOIN runs r ON r.run_id = w.run_id
 JOIN writer_summaries b ON b.run_id = w.run_id AND b.writer_no = w.writer_no
-    AND b.series_ids @> ARRAY[c.series_id]
 CROSS JOIN LATERAL unnest(
     b.series_ids, b.point_counts, b.last_steps, b.last_times, b.last_values, b.min_values,
     b.max_values
 ) AS p (series_id, point_count, last_step, last_time, last_value, min_value, max_value)
-WHERE p.series_id = c.series_id
+JOIN series c ON c.run_id = w.run_id AND c.series_id = p.series_id
+WHERE w.run_id = ANY ($1::uuid[])
+  AND NOT EXISTS (
+    SELECT FROM series lower
+    WHERE lower.run_id = c.run_id AND lower.key = c.key AND lower.rank < c.rank
+    OFFSET 0
+  )
 GROUP BY c.run_id, r.experiment_id, c.key, c.rank
 ORDER BY c.run_id, c.key
 ON CONFLICT (run_id, key) DO UPDATE SET
