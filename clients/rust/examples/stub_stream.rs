@@ -1,4 +1,5 @@
 //! Streams metrics with nothing but tonic's output: `stub_stream HOST:PORT`.
+#![allow(clippy::wildcard_imports)]
 use headrace::v1::write_metrics_request::Message;
 use headrace::v1::write_metrics_response::Message::Finished;
 use headrace::v1::{

@@ -199,7 +199,7 @@ fn endpoint(address: &str, tls_ca: Option<&str>) -> Result<Endpoint, Error> {
 #[must_use]
 pub fn new_id() -> String {
     let milliseconds = u128::from(unix_us() / 1_000) & 0xffff_ffff_ffff;
-    let random = rand::random::<u128>() & !(0xffff_ffff_ffff_f << 76 | 0b11 << 62);
+    let random = rand::random::<u128>() & !(0xf_ffff_ffff_ffff << 76 | 0b11 << 62);
     format!("{:032x}", milliseconds << 80 | 0x7 << 76 | 0b10 << 62 | random)
 }
 

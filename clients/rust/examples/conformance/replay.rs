@@ -161,7 +161,7 @@ impl Replay {
 
     async fn log(&self, step: &Value) -> Value {
         let writer = self.writer(step);
-        let mut outcome = Logged::default();
+        let mut outcome = Tally::default();
         if let Some(points) = step["points"].as_array() {
             for point in points {
                 let values: Vec<(&str, f64)> = point[1]
@@ -259,13 +259,13 @@ impl Replay {
 }
 
 #[derive(Default)]
-struct Logged {
+struct Tally {
     logged: u64,
     refused: u64,
     error: Option<String>,
 }
 
-impl Logged {
+impl Tally {
     fn add(&mut self, result: Result<(), Error>) {
         match result {
             Ok(()) => self.logged += 1,
