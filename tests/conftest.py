@@ -17,12 +17,17 @@ from typing import Any
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gateway.embedded import EmbeddedPostgres, EmbeddedS3
 from gateway.store.migrate import migrate
 from tests.support.gateway_process import GatewayProcess
 
 NewDatabase = Callable[[], contextlib.AbstractContextManager[str]]
+
+# Busy machines are slow, which says nothing about the code.
+settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("headrace")
 
 _TEMPLATE = "headrace_template"
 _numbers = itertools.count(1)

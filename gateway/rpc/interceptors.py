@@ -34,6 +34,8 @@ RECEIVE_BYTES_MAX: Final = 2 * MESSAGE_BYTES_MAX
 """Where gRPC itself cuts a message off, without an ErrorInfo. Above the
 contract's limit, so that the common mistake gets the clear error."""
 
+_REFUSAL_PATIENCE_S: Final = 0.2
+
 _Parse = Callable[[bytes], Any]
 
 
@@ -181,6 +183,9 @@ def _text_of(metadata: Any, name: str) -> str | None:
 
 async def _refuse_unknown(_: Any, context: Any) -> None:
     METRICS.calls.labels("unknown", "UNIMPLEMENTED").inc()
+    # Let the request arrive: a stream that ends while its client still sends can
+    # reach the client as an error of its own. The read is left to end with the call.
+    await asyncio.wait({asyncio.ensure_future(context.read())}, timeout=_REFUSAL_PATIENCE_S)
     status = status_of(
         HeadraceError(Reason.METHOD_UNKNOWN, "the gateway has no such method open to callers")
     )

@@ -206,7 +206,7 @@ async def test_an_outage_of_the_gateway_loses_no_run(database_dsn: str, tmp_path
 
 
 async def test_an_outage_of_the_database_loses_no_run(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
+    tmp_path.chmod(0o755)  # noqa: ASYNC240
     with EmbeddedPostgres(tmp_path / "pg") as postgres:
         run_apart(migrate(postgres.dsn))
         with GatewayProcess(postgres.dsn, tmp_path, arguments=["--set", "lease_s=3"]) as process:
