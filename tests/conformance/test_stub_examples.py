@@ -1,0 +1,60 @@
+"""docs/clients.md: each stub example is the file it names, is short, and stores its points."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.clients import CLIENTS, ROOT
+from tests.support.gateway_process import GatewayProcess
+
+PAGE = ROOT / "docs" / "clients.md"
+LINES_MAX = 39
+EXAMPLES = {
+    "python": (
+        CLIENTS / "python" / "examples" / "stub_stream.py",
+        [sys.executable, "examples/stub_stream.py"],
+    ),
+    "go": (
+        CLIENTS / "go" / "examples" / "stubs" / "main.go",
+        ["go", "run", "./examples/stubs"],
+    ),
+    "rust": (
+        CLIENTS / "rust" / "examples" / "stub_stream.rs",
+        "cargo run -q --locked --release --target-dir .build/target --example stub_stream --".split(),
+    ),
+}
+
+
+@pytest.mark.parametrize("language", EXAMPLES)
+def test_the_page_shows_the_file(language: str) -> None:
+    file, _ = EXAMPLES[language]
+    text = file.read_text(encoding="utf-8").rstrip()
+    assert len(text.splitlines()) <= LINES_MAX
+    assert f"```{language}\n{text}\n```" in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("language", EXAMPLES)
+def test_bare_stubs_store_points(language: str, gateway: GatewayProcess) -> None:
+    file, command = EXAMPLES[language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"this machine has no {command[0]}")
+    folder = CLIENTS / file.relative_to(CLIENTS).parts[0]
+    done = subprocess.run(
+        [*command, gateway.address], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    run_id, points = done.stdout.split()
+    assert len(run_id) == 32
+    assert points == "100"
+
+
+def test_every_example_of_a_client_is_listed() -> None:
+    found = {
+        path.resolve() for path in Path(CLIENTS).glob("*/examples/**/*stub*") if path.is_file()
+    }
+    found |= {path for path in CLIENTS.glob("*/examples/stubs/*") if path.is_file()}
+    assert {file for file, _ in EXAMPLES.values()} >= found
