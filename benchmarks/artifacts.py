@@ -36,7 +36,7 @@ async def measure_artifacts(site: Site, load: Load) -> dict[str, float]:
     rates: dict[str, float] = {}
     before_bytes = site.gateway_memory_bytes()
     async with _watched_memory(site) as most:
-        for mode in _MODES:
+        for mode in random.sample(_MODES, len(_MODES)):
             renew(path)
             result = await _once(site, mode, path)
             rates[mode] = result["bytes"] / result["seconds"] / _MIB
@@ -96,7 +96,7 @@ async def _start(site: Site, mode: str, *files: Path) -> asyncio.subprocess.Proc
 
 
 async def _finish(process: asyncio.subprocess.Process) -> dict[str, float]:
-    output, complaints = await process.communicate()
+    output, complaints = await process.communicate(b"")  # closes its input
     if process.returncode:
         raise RuntimeError(complaints.decode(errors="replace")[-500:])
     result: dict[str, float] = json.loads(output)
