@@ -23,7 +23,18 @@ EXAMPLES = {
     ),
     "rust": (
         CLIENTS / "rust" / "examples" / "stub_stream.rs",
-        "cargo run -q --locked --release --target-dir .build/target --example stub_stream --".split(),
+        [
+            "cargo",
+            "run",
+            "-q",
+            "--locked",
+            "--release",
+            "--target-dir",
+            ".build/target",
+            "--example",
+            "stub_stream",
+            "--",
+        ],
     ),
 }
 
