@@ -74,20 +74,34 @@ gen-python: $(GEN)/.installed
 	$(call generate,clients/python)
 
 # Build caches of the other languages' generators stay in $(GEN), out of git.
-.PHONY: gen-go
-gen-go: $(GEN)/.installed
-	@command -v go > /dev/null || { echo "SKIPPED gen-go: no go on this machine"; exit 0; }; set -e; \
-	GOBIN=$(CURDIR)/$(GEN)/bin go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12; \
-	GOBIN=$(CURDIR)/$(GEN)/bin go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2; \
-	rm -rf clients/go/v1; \
+# The build caches of the other languages' generators stay in $(GEN), out of git.
+define generate-go
 	PATH="$(CURDIR)/$(GEN)/bin:$$PATH" $(GEN)/bin/python -m grpc_tools.protoc -I protos \
-		--go_out=clients/go --go_opt=module=headrace.dev/headrace \
-		--go-grpc_out=clients/go --go-grpc_opt=module=headrace.dev/headrace $(PROTOS)
+		--go_out=$(1) --go_opt=module=headrace.dev/headrace \
+		--go-grpc_out=$(1) --go-grpc_opt=module=headrace.dev/headrace $(PROTOS)
+endef
+generate-rust = cargo run --quiet --locked --manifest-path clients/rust/generate/Cargo.toml --target-dir $(GEN)/rust -- $(1)
 
-.PHONY: gen-rust
+$(GEN)/bin/protoc-gen-go-grpc: $(GEN)/.installed
+	GOBIN=$(CURDIR)/$(GEN)/bin go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+	GOBIN=$(CURDIR)/$(GEN)/bin go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+
+.PHONY: gen-go gen-rust
+ifneq ($(shell command -v go 2>/dev/null || true),)
+gen-go: $(GEN)/bin/protoc-gen-go-grpc
+	rm -rf clients/go/v1
+	$(call generate-go,clients/go)
+else
+gen-go:
+	@echo "SKIPPED $@: this machine has no go"
+endif
+ifneq ($(shell command -v cargo 2>/dev/null || true),)
 gen-rust: $(GEN)/.installed
-	@command -v cargo > /dev/null || { echo "SKIPPED gen-rust: no cargo on this machine"; exit 0; }; \
-	cargo run --quiet --locked --manifest-path clients/rust/generate/Cargo.toml --target-dir $(GEN)/rust
+	$(call generate-rust,clients/rust/src)
+else
+gen-rust:
+	@echo "SKIPPED $@: this machine has no cargo"
+endif
 
 .PHONY: gen-check
 gen-check: $(GEN)/.installed
@@ -96,6 +110,30 @@ gen-check: $(GEN)/.installed
 	diff -r --exclude=__init__.py --exclude=__pycache__ .gen-check/headrace/v1 clients/python/headrace/v1 \
 		|| { echo "generated code differs from protos/: run make gen"; exit 1; }
 	rm -rf .gen-check
+
+.PHONY: check-go check-rust
+ifneq ($(shell command -v go 2>/dev/null || true),)
+check-go: $(GEN)/bin/protoc-gen-go-grpc ## lint and test the Go client, and its generated code
+	rm -rf .gen-check && mkdir .gen-check
+	$(call generate-go,.gen-check)
+	diff -r .gen-check/v1 clients/go/v1 && rm -rf .gen-check
+	cd clients/go && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
+else
+check-go:
+	@echo "SKIPPED $@: this machine has no go"
+endif
+ifneq ($(shell command -v cargo 2>/dev/null || true),)
+check-rust: $(GEN)/.installed ## lint and test the Rust client, and its generated code
+	rm -rf .gen-check && mkdir .gen-check
+	$(call generate-rust,.gen-check)
+	diff .gen-check/v1.rs clients/rust/src/v1.rs && rm -rf .gen-check
+	cd clients/rust && cargo fmt --check \
+		&& cargo clippy --quiet --locked --all-targets --target-dir .build/target -- -D warnings \
+		&& cargo test --quiet --locked --target-dir .build/target
+else
+check-rust:
+	@echo "SKIPPED $@: this machine has no cargo"
+endif
 
 .PHONY: clean
 clean: ## remove what the targets made
