@@ -153,6 +153,7 @@ _NEGATED: Final = {
 }
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PREFIX_CHARACTERS: Final = 128  # of the indexes on params and tags
+_PAIR_SEPARATOR: Final = "\x1f"  # between key and value in them
 
 
 @dataclass(slots=True, kw_only=True)
@@ -216,7 +217,7 @@ class Compiler:
             exists = self._exists(item, "TRUE")
         return exists if expression.present else f"(NOT {exists})"
 
-    def _comparison(self, expression: Comparison | Membership) -> str:  # noqa: PLR0911 - one for each kind
+    def _comparison(self, expression: Comparison | Membership) -> str:
         item = expression.field
         values = expression.values if isinstance(expression, Membership) else (expression.value,)
         match item.entity:
@@ -230,13 +231,7 @@ class Compiler:
                     test = f"{column} <> 'NaN' AND {test}"
                 return self._exists(item, test)
             case Entity.PARAM | Entity.TAG:
-                if isinstance(values[0], str):
-                    return self._exists(item, self._indexed_texts(expression))
-                number = (
-                    f"CASE WHEN length(m.value) <= 40 AND m.value ~ '{_NUMERIC}' "
-                    "THEN m.value::float8 END"
-                )
-                return self._exists(item, f"coalesce({self._numbers(number, expression)}, FALSE)")
+                return self._param_or_tag(expression)
             case Entity.SUMMARY:
                 if isinstance(values[0], str):
                     return self._exists(
@@ -324,17 +319,45 @@ class Compiler:
 
     # -- tests of one column --------------------------------------------------
 
-    def _indexed_texts(self, expression: Comparison | Membership) -> str:
-        """Return a test of `m.value` that the index on its beginning can serve."""
-        test = self._texts("m.value", expression)
-        prefix = f"left(m.value, {_PREFIX_CHARACTERS})"
-        if isinstance(expression, Membership) and not expression.negated:
-            short = [str(value)[:_PREFIX_CHARACTERS] for value in expression.values]
-            return f"{prefix} = ANY ({self.bind(short, 'text[]')}) AND {test}"
-        if isinstance(expression, Comparison) and expression.operator is Operator.EQUAL:
-            short_value = str(expression.value)[:_PREFIX_CHARACTERS]
-            return f"{prefix} = {self.bind(short_value, 'text')} AND {test}"
-        return test
+    def _equal_pairs(self, item: Field, starts: Sequence[str]) -> str:
+        """Return a test by the index of pairs: key and beginning of value as one text.
+
+        It stands for the key's test too: the planner would count both.
+        """
+        table, _ = self._table(item)
+        pairs = [f"{item.key}{_PAIR_SEPARATOR}{start}" for start in starts]
+        pair = f"(m.key || chr({ord(_PAIR_SEPARATOR)}) || left(m.value, {_PREFIX_CHARACTERS}))"
+        if len(pairs) == 1:
+            test = f"{pair} = {self.bind(pairs[0], 'text')}"
+        else:
+            test = f"{pair} = ANY ({self.bind(pairs, 'text[]')})"
+        return (
+            f"EXISTS (SELECT FROM {table} m WHERE m.run_id = r.run_id "
+            f"AND {self.scope('m')} AND {test})"
+        )
+
+    def _param_or_tag(self, expression: Comparison | Membership) -> str:
+        item = expression.field
+        values = expression.values if isinstance(expression, Membership) else (expression.value,)
+        if not isinstance(values[0], str):
+            number = (
+                f"CASE WHEN length(m.value) <= 40 AND m.value ~ '{_NUMERIC}' "
+                "THEN m.value::float8 END"
+            )
+            return self._exists(item, f"coalesce({self._numbers(number, expression)}, FALSE)")
+        if isinstance(expression, Membership):
+            equal = not expression.negated
+        else:
+            equal = expression.operator is Operator.EQUAL
+        starts = [str(value)[:_PREFIX_CHARACTERS] for value in values]
+        scoped = self._table(item)[1]
+        # A key with the separator cannot exist, and would be mistaken for another.
+        if not equal or not scoped or _PAIR_SEPARATOR in item.key:
+            return self._exists(item, self._texts("m.value", expression))
+        test = self._equal_pairs(item, starts)
+        if all(len(start) < _PREFIX_CHARACTERS for start in starts):
+            return test
+        return f"({test} AND {self._exists(item, self._texts('m.value', expression))})"
 
     def _texts(self, column: str, expression: Comparison | Membership) -> str:
         if isinstance(expression, Comparison) and expression.operator in PATTERN_OPERATORS:

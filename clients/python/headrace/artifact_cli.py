@@ -169,7 +169,9 @@ def _entries(artifacts: Artifacts, path: str) -> list[Artifact]:
                 raise
     found = list(artifacts.list(path, recursive=True))
     if not found and path:
-        raise ArtifactError(f"the run has no artifact or folder {path!r}")
+        raise ArtifactError(
+            f"the run has no artifact or folder {path!r}", reason="ARTIFACT_NOT_FOUND"
+        )
     return found
 
 

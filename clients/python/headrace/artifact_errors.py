@@ -1,11 +1,11 @@
 """Failed transfers: what the gateway said, and whether trying again may help."""
 
-import math
-from typing import Any, Final
+from typing import Final
 
 import grpc
 
-from headrace.errors import HeadraceError
+from headrace.calls import gateway_error
+from headrace.errors import GatewayError
 
 _RETRY_CODES: Final = frozenset(
     {
@@ -17,31 +17,8 @@ _RETRY_CODES: Final = frozenset(
 )
 
 
-class ArtifactError(HeadraceError):
-    """An artifact cannot be stored, read or found.
-
-    Attributes:
-        reason: the name of an ErrorReason, for example `ARTIFACT_NOT_FOUND`;
-            empty when the gateway named none.
-        metadata: what the error names, for example `bucket` and `permission`.
-        retry: whether the same call may succeed later.
-        retry_after_s: the least wait the gateway asks for.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        reason: str = "",
-        metadata: dict[str, str] | None = None,
-        retry: bool = False,
-        retry_after_s: float = 0.0,
-    ) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.metadata = metadata or {}
-        self.retry = retry
-        self.retry_after_s = retry_after_s
+class ArtifactError(GatewayError):
+    """An artifact cannot be stored, read or found; see GatewayError for the attributes."""
 
 
 class FileChangedError(ArtifactError):
@@ -50,27 +27,11 @@ class FileChangedError(ArtifactError):
 
 def artifact_error(error: grpc.RpcError) -> ArtifactError:
     """Read a failed call's status and its details."""
-    # Imported here: most transfers never see an error with details.
-    from google.rpc import error_details_pb2, status_pb2  # noqa: PLC0415
-
-    code = error.code()
-    text = error.details() or code.name
-    reason, metadata, retry_after_s = "", {}, 0.0
-    trailers: Any = error.trailing_metadata() or ()
-    for key, value in trailers:
-        if key != "grpc-status-details-bin":
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-            if detail.Unpack(info):
-                reason, metadata = info.reason, dict(info.metadata)
-            elif detail.Unpack(retry):
-                delay_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-                retry_after_s = delay_s if math.isfinite(delay_s) and delay_s > 0 else 0.0
+    known = gateway_error(error)
     return ArtifactError(
-        f"{reason or code.name}: {text}",
-        reason=reason,
-        metadata=metadata,
-        retry=code in _RETRY_CODES,
-        retry_after_s=retry_after_s,
+        error.details() or "the call failed",
+        reason=known.reason,
+        metadata=known.metadata,
+        retry=error.code() in _RETRY_CODES,
+        retry_after_s=known.retry_after_s,
     )

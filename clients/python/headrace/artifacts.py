@@ -108,7 +108,9 @@ class Artifacts:
         found = rules.walk(origin, origin.resolve().name if name is None else name)
         for _, path in found:
             if fault := rules.path_fault(path):
-                raise ArtifactError(f"artifact path {path!r} {fault}")
+                raise ArtifactError(
+                    f"artifact path {path!r} {fault}", reason="ARTIFACT_PATH_INVALID"
+                )
         stored = self._transfers.upload_all(
             self._run_id, found, content_type=content_type, progress=progress or _nothing
         )
@@ -248,7 +250,10 @@ class _Reader(io.RawIOBase):
 def _below(directory: Path, relative: str) -> Path:
     """Return a path inside a directory; the gateway's word alone is not taken for it."""
     if fault := rules.path_fault(relative):
-        raise ArtifactError(f"the gateway lists the path {relative!r}, which {fault}")
+        raise ArtifactError(
+            f"the gateway lists the path {relative!r}, which {fault}",
+            reason="ARTIFACT_PATH_INVALID",
+        )
     return directory.joinpath(*relative.split("/"))
 
 

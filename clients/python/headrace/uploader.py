@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from headrace import artifact_queue as queues
-from headrace.artifact_errors import ArtifactError
+from headrace.artifact_errors import ArtifactError, FileChangedError
 from headrace.artifact_queue import Request
 from headrace.channel import open_blocking_channel
 from headrace.settings import Settings, load_settings
@@ -92,7 +92,9 @@ class Uploader:
             if not request.owned:
                 status = source.stat()
                 if (status.st_size, status.st_mtime_ns) != (request.size, request.modified_ns):
-                    raise ArtifactError("the file was changed after it was logged")
+                    raise FileChangedError(
+                        "the file was changed after it was logged", reason="DIGEST_MISMATCH"
+                    )
             transfers.upload(
                 self._run_id,
                 source,

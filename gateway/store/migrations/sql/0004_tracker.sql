@@ -70,8 +70,12 @@ CREATE TABLE run_params (
     value text COLLATE "C" NOT NULL,
     PRIMARY KEY (run_id, key)
 );
--- The beginning of the value: an index entry has its limit, a value does not share it.
-CREATE INDEX run_params_by_value ON run_params (experiment_id, key, left(value, 128));
+-- Key and value as one text (no key contains chr(31)), so that the planner's
+-- statistics are of pairs: which values are common depends on the key. Of the value
+-- its beginning: an index entry has its limit, a value does not share it.
+CREATE INDEX run_params_by_value
+    ON run_params (experiment_id, (key || chr(31) || left(value, 128)), run_id);
+ALTER INDEX run_params_by_value ALTER COLUMN 2 SET STATISTICS 1000;
 
 CREATE TABLE run_tags (
     run_id uuid NOT NULL,
@@ -80,7 +84,9 @@ CREATE TABLE run_tags (
     value text COLLATE "C" NOT NULL,
     PRIMARY KEY (run_id, key)
 );
-CREATE INDEX run_tags_by_value ON run_tags (experiment_id, key, left(value, 128));
+CREATE INDEX run_tags_by_value
+    ON run_tags (experiment_id, (key || chr(31) || left(value, 128)), run_id);
+ALTER INDEX run_tags_by_value ALTER COLUMN 2 SET STATISTICS 1000;
 
 CREATE TABLE run_summary (
     run_id uuid NOT NULL,
@@ -137,6 +143,10 @@ CREATE INDEX run_metrics_by_min ON run_metrics (experiment_id, key, min_value, r
     WHERE min_value <> 'NaN';
 CREATE INDEX run_metrics_by_max ON run_metrics (experiment_id, key, max_value, run_id)
     WHERE max_value <> 'NaN';
+-- Which keys there are depends on the experiment.
+CREATE STATISTICS run_metrics_keys (dependencies) ON experiment_id, key FROM run_metrics;
+CREATE STATISTICS run_params_keys (dependencies) ON experiment_id, key FROM run_params;
+CREATE STATISTICS run_tags_keys (dependencies) ON experiment_id, key FROM run_tags;
 
 -- settled: committed when a compactor last looked. compacted: chunks up to it may
 -- have been merged, so a follower behind it cannot go on (FOLLOWER_LAGGED).
