@@ -132,6 +132,14 @@ class Settings(BaseModel):
     search_refresh_s: float = Field(default=10.0, ge=0.1, le=3_600)
     """The most that what searches know of a live run's metrics may be behind."""
 
+    compaction: bool = True
+    """Whether small chunks are merged in the background."""
+    compaction_idle_s: float = Field(default=60.0, ge=1, le=86_400)
+    """How long points are left alone before they are merged: a following read that is
+    stalled for longer has to begin anew."""
+    compaction_time_share_max: float = Field(default=0.2, ge=0.001, le=1)
+    """The most of its time that a worker merges; it rests in between."""
+
     s3_bucket: str = ""
     """The bucket of artifacts; none turns them off."""
     s3_endpoint_url: str | None = None

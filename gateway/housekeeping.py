@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from gateway.compaction import Compactor
 from gateway.domain.errors import StoreUnavailableError
 from gateway.store.liveness import LivenessStore
 from gateway.telemetry import METRICS
@@ -21,6 +22,7 @@ _LOG = structlog.get_logger(__name__)
 SWEEPS_PER_LEASE: Final = 24
 """A lease of 120 seconds is swept every 5."""
 SWEEP_PERIOD_MAX_S: Final = 15.0
+_COMPACTION_PERIOD_MAX_S: Final = 5.0
 
 
 def sweep_period_s(lease_s: float) -> float:
@@ -74,6 +76,22 @@ def liveness_jobs(liveness: LivenessStore, *, lease_s: float, refresh_s: float) 
         # A run waits half the delay at least and, looked at so often, never all of it.
         Job(name="refresh", period_s=refresh_s * 0.25, do=refresh),
     ]
+
+
+def compaction_job(compactor: Compactor, *, idle_s: float) -> Job:
+    """Return the job that merges small chunks."""
+
+    async def compact() -> None:
+        done = await compactor.compact_once()
+        if done.chunks_before:
+            _LOG.debug(
+                "compacted",
+                runs_ended=done.runs,
+                chunks_before=done.chunks_before,
+                chunks_after=done.chunks_after,
+            )
+
+    return Job(name="compaction", period_s=min(idle_s / 4, _COMPACTION_PERIOD_MAX_S), do=compact)
 
 
 async def _repeat(job: Job) -> None:

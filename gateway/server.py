@@ -30,10 +30,11 @@ from headrace.v1 import (
 
 from gateway.artifacts.wiring import Artifacts, open_artifacts
 from gateway.certificates import server_credentials
+from gateway.compaction import Compactor
 from gateway.config import Settings, split_address
 from gateway.doctor import log_findings
 from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
-from gateway.housekeeping import gap_max_s, liveness_jobs, run_jobs
+from gateway.housekeeping import compaction_job, gap_max_s, liveness_jobs, run_jobs
 from gateway.ingest.engine import IngestEngine, IngestSettings
 from gateway.rpc.artifact_service import ArtifactService
 from gateway.rpc.authentication import Authenticator
@@ -46,6 +47,7 @@ from gateway.rpc.run_service import RunService
 from gateway.rpc.workspace_service import WorkspaceService
 from gateway.rpc.workspaces import WorkspaceChoice
 from gateway.store import migrate
+from gateway.store.compaction import CompactionStore
 from gateway.store.connections import Database
 from gateway.store.experiments import ExperimentNames, ExperimentStore
 from gateway.store.liveness import LivenessStore
@@ -330,6 +332,13 @@ async def _keep_house(settings: Settings, stores: Stores) -> None:
     jobs = liveness_jobs(
         stores.liveness, lease_s=settings.lease_s, refresh_s=settings.search_refresh_s
     )
+    if settings.compaction:
+        compactor = Compactor(
+            CompactionStore(stores.database),
+            idle_s=settings.compaction_idle_s,
+            time_share_max=settings.compaction_time_share_max,
+        )
+        jobs.append(compaction_job(compactor, idle_s=settings.compaction_idle_s))
     await run_jobs(jobs)
 
 

@@ -12,10 +12,14 @@ where an ordered job's new chunks lie. Only when fewer points are found there
 than the counts promise did some come late; then that series, and only it, is
 searched from its beginning.
 
+Compaction merges chunks, and a merged chunk is new to nobody. It says with each
+writer how far it has come (compacted_sequence): a follower that is not as far has
+lost its place, and is told so.
+
 Memory: 24 bytes for each (writer, followed series).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -24,6 +28,7 @@ import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.limits import STEP_MAX, STEP_MIN
 from gateway.domain.reads import ReadQuery, SeriesPart
 from gateway.store.chunk_rows import Chunks, copy_chunks
@@ -70,6 +75,7 @@ class Follower:
         self._run_id: UUID = query.run_id
         self._keys = frozenset(query.keys)
         self._ranks = frozenset(query.ranks)
+        self._begun = False
         self._sum: tuple[int, int] = (0, 0)
         self._sequences: dict[int, int] = {}
         self._committed: dict[int, _Committed] = {}
@@ -84,6 +90,9 @@ class Follower:
         """Move the cursor to the connection's snapshot; return what lies between.
 
         What a new follower gets first is everything: the snapshot it has read.
+
+        Raises:
+            HeadraceError: FOLLOWER_LAGGED.
         """
         rows = await connection.fetch(_SQL["watermarks"], self._run_id)
         self._sum = (len(rows), sum(row["committed_sequence"] for row in rows))
@@ -93,6 +102,9 @@ class Follower:
             if row["committed_sequence"] > self._sequences.get(row["writer_no"], 0)
             and (not self._ranks or row["rank"] in self._ranks)
         }
+        if self._begun:
+            self._check_place(ahead.values())
+        self._begun = True
         committed = await self._blocks(connection, list(ahead))
         changes = {
             writer_no: _changes(self._committed.get(writer_no, _NOTHING), after)
@@ -121,6 +133,15 @@ class Follower:
         for writer_no, row in ahead.items():
             self._sequences[writer_no] = row["committed_sequence"]
         return sorted(news, key=lambda item: (item.key, item.rank, item.attempt, item.writer_no))
+
+    def _check_place(self, ahead: Iterable[asyncpg.Record]) -> None:
+        for row in ahead:
+            if self._sequences.get(row["writer_no"], 0) < row["compacted_sequence"]:
+                raise HeadraceError(
+                    Reason.FOLLOWER_LAGGED,
+                    "the read was stalled for so long that points it has not sent were merged"
+                    " with points it has; read again from the start",
+                )
 
     async def read(
         self,

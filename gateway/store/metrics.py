@@ -41,7 +41,7 @@ from gateway.store.queries import load
 
 _SQL: Final = load("metrics")
 _METADATA_SQL: Final = load("metadata")
-_CHUNK_COLUMNS: Final = (
+CHUNK_COLUMNS: Final = (
     "run_id",
     "series_id",
     "writer_no",
@@ -378,8 +378,8 @@ class IngestConnection:
         if flush.copy_pieces:
             await connection.copy_to_table(
                 "metric_chunks",
-                source=_sliced(flush.copy_pieces),
-                columns=_CHUNK_COLUMNS,
+                source=sliced(flush.copy_pieces),
+                columns=CHUNK_COLUMNS,
                 format="binary",
             )
         rows = flush.summaries
@@ -479,7 +479,7 @@ class IngestConnection:
             self._slot.discard()
 
 
-async def _sliced(pieces: Sequence[memoryview]) -> AsyncIterator[memoryview]:
+async def sliced(pieces: Sequence[memoryview]) -> AsyncIterator[memoryview]:
     """Yield pieces of a size at which the driver checks flow control often enough."""
     for piece in pieces:
         for start in range(0, len(piece), _COPY_PIECE_BYTES):

@@ -143,7 +143,7 @@ FROM writers
 WHERE run_id = $1;
 
 -- name: watermarks
-SELECT writer_no, rank, attempt, committed_sequence
+SELECT writer_no, rank, attempt, committed_sequence, compacted_sequence
 FROM writers
 WHERE run_id = $1;
 
