@@ -11,6 +11,7 @@ them all. (pydantic-settings ignores misspelt variables, hence this reader.)
 """
 
 import ipaddress
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -20,12 +21,15 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
+
+from gateway.domain.cleanup import CleanupRule
 
 PREFIX: Final = "HEADRACE_GATEWAY_"
 DEFAULT_FILE: Final = Path("headrace.toml")
@@ -59,6 +63,19 @@ def _checked_dsn(text: str) -> str:
     if text and not text.startswith(("postgresql://", "postgres://")):
         raise ValueError("expected postgresql://user:password@host:port/name")
     return text
+
+
+def _cleanup_rules(value: object) -> object:
+    tables = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(tables, list | tuple):
+        raise ValueError("expected a list of tables")
+    try:
+        return tuple(
+            table if isinstance(table, CleanupRule) else CleanupRule.parse(**table)
+            for table in tables
+        )
+    except TypeError as error:  # a key too many or too few
+        raise ValueError(str(error).removeprefix("CleanupRule.parse() ")) from error
 
 
 Address = Annotated[str, AfterValidator(_checked_address)]
@@ -137,8 +154,16 @@ class Settings(BaseModel):
     compaction_idle_s: float = Field(default=60.0, ge=1, le=86_400)
     """How long points are left alone before they are merged: a following read that is
     stalled for longer has to begin anew."""
-    compaction_time_share_max: float = Field(default=0.2, ge=0.001, le=1)
-    """The most of its time that a worker merges; it rests in between."""
+    cleanup: Annotated[tuple[CleanupRule, ...], BeforeValidator(_cleanup_rules)] = ()
+    """What is deleted by itself: tables of the TOML file, or a JSON array in the environment, as
+    `[{"experiment": "rec/ads/rank", "max_age": "90d", "keep_top": 10, "by": "metrics.ndcg:max"}]`.
+    """
+    cleanup_period_s: float = Field(default=3_600.0, ge=1)
+    """How often `cleanup` is applied."""
+    purge_grace_s: float = Field(default=2_592_000.0, ge=0)
+    """How long a deleted run can be restored, by default 30 days; then it is purged."""
+    upkeep_time_share_max: float = Field(default=0.2, ge=0.001, le=1)
+    """The most of its time that a worker merges, and purges; it rests in between."""
 
     s3_bucket: str = ""
     """The bucket of artifacts; none turns them off."""

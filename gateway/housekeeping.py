@@ -6,16 +6,19 @@ other's way by row locks, so every gateway runs them all.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from gateway.compaction import Compactor
-from gateway.domain.errors import StoreUnavailableError
+from gateway.domain.cleanup import CleanupRule
+from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
 from gateway.store.liveness import LivenessStore
 from gateway.telemetry import METRICS
+from gateway.upkeep.cleaner import Cleaner
+from gateway.upkeep.compactor import Compactor
+from gateway.upkeep.purger import Purger
 
 _LOG = structlog.get_logger(__name__)
 
@@ -23,6 +26,7 @@ SWEEPS_PER_LEASE: Final = 24
 """A lease of 120 seconds is swept every 5."""
 SWEEP_PERIOD_MAX_S: Final = 15.0
 _COMPACTION_PERIOD_MAX_S: Final = 5.0
+_PURGE_PERIOD_S: Final = 60.0
 
 
 def sweep_period_s(lease_s: float) -> float:
@@ -92,6 +96,36 @@ def compaction_job(compactor: Compactor, *, idle_s: float) -> Job:
             )
 
     return Job(name="compaction", period_s=min(idle_s / 4, _COMPACTION_PERIOD_MAX_S), do=compact)
+
+
+def cleanup_job(cleaner: Cleaner, rules: Sequence[CleanupRule], *, period_s: float) -> Job:
+    """Return the job that applies cleanup rules."""
+
+    async def clean_up() -> None:
+        for rule in rules:
+            try:
+                deleted = await cleaner.delete((await cleaner.decide(rule)).plan)
+            except HeadraceError as error:
+                if error.reason is Reason.STORE_UNAVAILABLE:
+                    raise
+                _LOG.warning("cleanup failed", experiment=rule.experiment, error=error.message)
+                continue
+            if deleted:
+                _LOG.info("cleaned up", experiment=rule.experiment, runs=len(deleted))
+
+    return Job(name="cleanup", period_s=period_s, do=clean_up)
+
+
+def purge_job(purger: Purger, *, let_go: Callable[[], None]) -> Job:
+    """Return the job that purges; `let_go` hears that objects may be deleted."""
+
+    async def purge() -> None:
+        done = await purger.purge()
+        if done.runs:
+            _LOG.info("purged", runs=done.runs, rows=done.rows)
+            let_go()
+
+    return Job(name="purge", period_s=_PURGE_PERIOD_S, do=purge)
 
 
 async def _repeat(job: Job) -> None:

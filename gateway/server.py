@@ -27,14 +27,21 @@ from headrace.v1 import (
     run_service_pb2,
     run_service_pb2_grpc,
 )
+from prometheus_client import Counter
 
 from gateway.artifacts.wiring import Artifacts, open_artifacts
 from gateway.certificates import server_credentials
-from gateway.compaction import Compactor
 from gateway.config import Settings, split_address
 from gateway.doctor import log_findings
 from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
-from gateway.housekeeping import compaction_job, gap_max_s, liveness_jobs, run_jobs
+from gateway.housekeeping import (
+    cleanup_job,
+    compaction_job,
+    gap_max_s,
+    liveness_jobs,
+    purge_job,
+    run_jobs,
+)
 from gateway.ingest.engine import IngestEngine, IngestSettings
 from gateway.rpc.artifact_service import ArtifactService
 from gateway.rpc.authentication import Authenticator
@@ -47,17 +54,23 @@ from gateway.rpc.run_service import RunService
 from gateway.rpc.workspace_service import WorkspaceService
 from gateway.rpc.workspaces import WorkspaceChoice
 from gateway.store import migrate
+from gateway.store.cleanup import CleanupStore
 from gateway.store.compaction import CompactionStore
 from gateway.store.connections import Database
 from gateway.store.experiments import ExperimentNames, ExperimentStore
 from gateway.store.liveness import LivenessStore
 from gateway.store.metrics import MetricStore
+from gateway.store.purge import PurgeStore
 from gateway.store.reading import MetricReading
 from gateway.store.runs import RunStore
 from gateway.store.search import SearchStore
 from gateway.store.tokens import TokenStore
 from gateway.store.workspaces import WorkspaceStore
 from gateway.telemetry import METRICS
+from gateway.upkeep.cleaner import Cleaner
+from gateway.upkeep.compactor import Compactor
+from gateway.upkeep.purger import Purger
+from gateway.upkeep.throttle import Throttle
 
 _LOG = structlog.get_logger(__name__)
 
@@ -336,10 +349,25 @@ async def _keep_house(settings: Settings, stores: Stores) -> None:
         compactor = Compactor(
             CompactionStore(stores.database),
             idle_s=settings.compaction_idle_s,
-            time_share_max=settings.compaction_time_share_max,
+            throttle=_throttle(settings, METRICS.compaction_seconds),
         )
         jobs.append(compaction_job(compactor, idle_s=settings.compaction_idle_s))
+    if settings.cleanup:
+        cleaner = Cleaner(CleanupStore(stores.database))
+        jobs.append(cleanup_job(cleaner, settings.cleanup, period_s=settings.cleanup_period_s))
+    purger = Purger(
+        PurgeStore(stores.database),
+        grace_s=settings.purge_grace_s,
+        throttle=_throttle(settings, METRICS.purge_seconds),
+    )
+    artifacts = stores.artifacts
+    let_go = (lambda: None) if artifacts is None else artifacts.cleanup.wake
+    jobs.append(purge_job(purger, let_go=let_go))
     await run_jobs(jobs)
+
+
+def _throttle(settings: Settings, seconds: Counter) -> Throttle:
+    return Throttle(time_share_max=settings.upkeep_time_share_max, seconds=seconds)
 
 
 def _on_signals(stopping: asyncio.Event, hurrying: asyncio.Event) -> None:

@@ -97,6 +97,10 @@ class Metrics:
         self.compaction_seconds = counter(
             "compaction_seconds", "Seconds of database work of compaction."
         )
+        self.runs_cleaned_up = counter("runs_cleaned_up", "Runs that cleanup rules deleted.")
+        self.runs_purged = counter("runs_purged", "Deleted runs that were purged.")
+        self.rows_purged = counter("rows_purged", "Rows that purges removed.")
+        self.purge_seconds = counter("purge_seconds", "Seconds of database work of purges.")
         self.calls = counter("calls", "Calls ended, by method and status.", ("method", "code"))
         self.workers = gauge("workers", "Worker processes.")
 

@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from gateway.cli.cleanup import cleanup_command
 from gateway.cli.options import EPILOG, AsJson, gateway_version
 from gateway.cli.serve import serve_command
 from gateway.cli.stores import artifacts, doctor_command, migrate_command
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("serve", epilog=EPILOG)(serve_command)
 app.command("migrate")(migrate_command)
 app.command("doctor")(doctor_command)
+app.command("cleanup")(cleanup_command)
 app.add_typer(tokens, name="token")
 app.add_typer(artifacts, name="artifacts")
 

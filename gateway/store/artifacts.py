@@ -10,7 +10,7 @@ Every transaction that changes a run's artifacts locks the run's row first.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -371,10 +371,29 @@ class ArtifactStore:
             rows = await connection.fetch(_SQL["delete_artifacts"], run_id, path, below, end)
             if not rows:
                 raise artifact_not_found(path)
-            released = Counter((row["experiment_id"], row["digest"], row["size"]) for row in rows)
-            for blob in sorted(released):  # in one order everywhere: no deadlocks
-                await self._release(connection, *blob, count=released[blob])
+            await self._release_all(connection, rows)
         return len(rows)
+
+    async def purge(self, run_id: UUID, *, count_max: int) -> AsyncIterator[int]:
+        """Let go of all artifacts and uploads of a tombstone, at most `count_max` at a time.
+
+        Yields after each batch how many there were. A tombstone gets no new ones.
+        """
+        while True:
+            async with self._database.query() as connection, connection.transaction():
+                rows = await connection.fetch(_SQL["purge_artifacts"], run_id, count_max)
+                await self._release_all(connection, rows)
+            if not rows:
+                break
+            yield len(rows)
+        while True:
+            async with self._database.query() as connection:
+                rows = await connection.fetch(_SQL["list_uploads"], run_id, count_max)
+            for row in rows:
+                await self.discard_upload(run_id, row["upload_id"])
+            if not rows:
+                break
+            yield len(rows)
 
     async def list_deletions(self, *, after: str, count_max: int) -> list[Deletion]:
         """Return objects to delete from S3, by key, from the first key greater than `after`."""
@@ -456,6 +475,11 @@ class ArtifactStore:
             created_at=created_at,
             part_sha256s=content.part_sha256s,
         )
+
+    async def _release_all(self, connection: asyncpg.Connection, rows: list[Any]) -> None:
+        released = Counter((row["experiment_id"], row["digest"], row["size"]) for row in rows)
+        for blob in sorted(released):  # in one order everywhere: no deadlocks
+            await self._release(connection, *blob, count=released[blob])
 
     async def _release(
         self,

@@ -6,9 +6,11 @@ from uuid import UUID
 
 import asyncpg
 
-from gateway.compaction import Compacted, Compactor
 from gateway.store.compaction import CompactionStore
 from gateway.store.connections import Database
+from gateway.telemetry import METRICS
+from gateway.upkeep.compactor import Compacted, Compactor
+from gateway.upkeep.throttle import Throttle
 
 RawPoint = tuple[str, int, int, int, object, bytes]
 """(key, rank, attempt, step, time, the bits of the value)."""
@@ -31,7 +33,8 @@ async def _at_once(_seconds: float) -> None:
 
 
 def compactor(database: Database, *, idle_s: float = 0.0) -> Compactor:
-    return Compactor(CompactionStore(database), idle_s=idle_s, rest=_at_once)
+    throttle = Throttle(time_share_max=1, seconds=METRICS.compaction_seconds, rest=_at_once)
+    return Compactor(CompactionStore(database), idle_s=idle_s, throttle=throttle)
 
 
 async def compact(database: Database) -> Compacted:

@@ -229,3 +229,13 @@ LIMIT $2;
 
 -- name: get_namespace
 SELECT namespace FROM artifact_namespace;
+
+-- name: purge_artifacts
+-- $2 at most so many.
+DELETE FROM artifacts
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM artifacts WHERE run_id = $1 LIMIT $2))
+RETURNING experiment_id, digest, size;
+
+-- name: list_uploads
+-- $2 at most so many.
+SELECT upload_id FROM uploads WHERE run_id = $1 LIMIT $2;

@@ -55,8 +55,12 @@ WHERE run_id = $1 AND writer_id = $2 AND epoch = $3 AND committed_sequence < $4:
 RETURNING true;
 
 -- name: touch_runs
+-- A stream may outlive its run's purge; nothing of the run comes back.
 INSERT INTO run_heartbeats (run_id, heartbeat_at)
-SELECT u.run_id, now() FROM unnest($1::uuid[]) AS u(run_id)
+SELECT u.run_id, now()
+FROM unnest($1::uuid[]) AS u(run_id)
+JOIN runs r ON r.run_id = u.run_id AND r.purged_at IS NULL
+ORDER BY u.run_id
 ON CONFLICT (run_id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, live = true;
 
 -- name: revive_runs
@@ -72,8 +76,11 @@ JOIN series s ON s.run_id = u.run_id AND s.key = u.key AND s.rank = u.rank;
 SELECT count(*) FROM (SELECT FROM series WHERE run_id = $1 LIMIT $2) AS limited;
 
 -- name: insert_series
+-- None for a run that is purged: its streams are about to be fenced.
 INSERT INTO series (run_id, rank, key)
-SELECT u.run_id, u.rank, u.key FROM unnest($1::uuid[], $2::integer[], $3::text[]) AS u(run_id, rank, key)
+SELECT u.run_id, u.rank, u.key
+FROM unnest($1::uuid[], $2::integer[], $3::text[]) AS u(run_id, rank, key)
+JOIN runs r ON r.run_id = u.run_id AND r.purged_at IS NULL
 ORDER BY u.run_id, u.key COLLATE "C", u.rank
 ON CONFLICT (run_id, key, rank) DO NOTHING;
 

@@ -7,11 +7,8 @@ it took: it is slow when the database is. Several compactors share the work; whe
 one stopped, the next goes on.
 """
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Final
 from uuid import UUID
 
 from gateway.domain.compaction import (
@@ -26,11 +23,10 @@ from gateway.domain.compaction import (
 from gateway.ingest.merge import merge
 from gateway.store.compaction import CompactionStore
 from gateway.telemetry import METRICS
+from gateway.upkeep.throttle import Throttle
 
 _RUNS_PER_PASS: Final = 100
 _SERIES_PER_PAGE: Final = 200
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,26 +42,17 @@ class Compacted:
 class Compactor:
     """Compacts the runs of one database; `compact_once` is called again and again."""
 
-    def __init__(
-        self,
-        store: CompactionStore,
-        *,
-        idle_s: float,
-        time_share_max: float = 1.0,
-        rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, store: CompactionStore, *, idle_s: float, throttle: Throttle) -> None:
         """Prepare.
 
         Args:
             store: the chunks.
             idle_s: for how long a run is left alone between two looks.
-            time_share_max: of its time, the most that it works; above 0, at most 1.
-            rest: waits for so many seconds.
+            throttle: does each statement and rests.
         """
         self._store = store
         self._idle_s = idle_s
-        self._rest_factor = 1.0 / time_share_max - 1.0
-        self._rest = rest
+        self._throttled = throttle
 
     async def compact_once(self) -> Compacted:
         """Look at the runs that are due, at most a hundred.
@@ -121,11 +108,3 @@ class Compactor:
                 return True
             # A group of more than one batch goes on where this one ended.
             batch = [replace(batch[0], first_step=written.last_first_step)]
-
-    async def _throttled(self, work: Awaitable[_Result]) -> _Result:
-        began = time.monotonic()
-        result = await work
-        took_s = time.monotonic() - began
-        METRICS.compaction_seconds.inc(took_s)
-        await self._rest(took_s * self._rest_factor)
-        return result

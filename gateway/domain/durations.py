@@ -1,0 +1,19 @@
+"""Durations as people write them: `90d`."""
+
+import re
+from typing import Final
+
+_DURATION: Final = re.compile(r"([0-9]{1,9})([smhdw])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def parse_duration_s(text: str) -> float:
+    """Return the seconds of a number with s, m, h, d or w.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no duration: a number and s, m, h, d or w, as 90d")
+    return float(int(match[1]) * _SECONDS[match[2]])

@@ -1,0 +1,1 @@
+"""What the gateway does by itself to what is stored: merging, deleting, purging."""
