@@ -40,6 +40,19 @@ artifacts-full: setup ## artifacts at full size: 4 GiB in one file, 32 x 256 MiB
 bench: setup ## measure ingest beside raw COPY; writes benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks
 
+.PHONY: peers
+peers: setup ## install what --full compares with: MLflow and other trackers, VictoriaMetrics (Debian, as root)
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		'mlflow>=3.17,<4' 'psycopg[binary]>=3.2,<4' trackio wandb tensorboardX
+	@command -v victoria-metrics >/dev/null || apt-get install --yes --quiet victoria-metrics \
+		|| echo "SKIPPED victoria-metrics: install that Debian package to compare with it"
+
+.PHONY: compare
+compare: peers ## measure everything beside every peer (15 minutes) and rewrite docs/benchmarks.md
+	$(BIN)/python -m benchmarks --full
+	$(BIN)/python -m benchmarks.page
+
 .PHONY: check
 check: setup gen-check ## lint, types, import rules, protos, drift of generated code
 	$(BIN)/ruff check .

@@ -12,11 +12,26 @@ from benchmarks import charts, harness, machine
 from benchmarks.artifacts import measure_acks_beside_artifacts, measure_artifacts
 from benchmarks.clients_ingest import measure_clients, measure_log_call
 from benchmarks.copy_baselines import measure_copy, measure_executemany
+from benchmarks.growth import measure_growth
 from benchmarks.harness import Scenario
 from benchmarks.load import Load
+from benchmarks.peers.log_calls import measure_peer_log_calls
+from benchmarks.peers.mlflow import measure_mlflow, measure_mlflow_client, measure_mlflow_crowd
+from benchmarks.peers.victoria_metrics import measure_victoria_metrics
+from benchmarks.processes import measure_workers
 from benchmarks.raw_ingest import measure_idle, measure_paced, measure_saturated, measure_wide
+from benchmarks.reads_during_writes import measure_reads
 from benchmarks.results import Results
+from benchmarks.row_baselines import measure_rows
 from benchmarks.site import Site
+from benchmarks.soak import measure_soak
+from benchmarks.sweeps import (
+    measure_batches,
+    measure_crowd,
+    measure_disorder,
+    measure_offered,
+    measure_streams,
+)
 
 SCENARIOS: Final = (
     # First, in a fresh process: memory that busier scenarios freed would hide the streams.
@@ -39,7 +54,39 @@ SCENARIOS: Final = (
              measure=measure_clients, rounds_max=2),
     Scenario(name="log-call", summary="what one log() of 10 scalars costs the training thread",
              measure=measure_log_call, rounds_max=2),
+    Scenario(name="crowd", summary="5,000 idle streams, and one more writer",
+             measure=measure_crowd, rounds_max=1, full=True),
+    Scenario(name="rows", summary="copy_records_to_table; staging with ON CONFLICT",
+             measure=measure_rows, rounds_max=1, full=True),
+    Scenario(name="mlflow", summary="MLflow's server: batches and single points, 1 to 64 jobs",
+             measure=measure_mlflow, rounds_max=1, full=True),
+    Scenario(name="mlflow-client", summary="MLflow's asynchronous logging, 8 jobs",
+             measure=measure_mlflow_client, rounds_max=1, full=True),
+    Scenario(name="mlflow-crowd", summary="MLflow's server with 50, 100 and 500 clients at once",
+             measure=measure_mlflow_crowd, rounds_max=1, full=True),
+    Scenario(name="victoria", summary="VictoriaMetrics: JSON lines and line protocol",
+             measure=measure_victoria_metrics, rounds_max=2, full=True),
+    Scenario(name="log-call-peers", summary="a log call of MLflow, wandb, trackio, tensorboardX",
+             measure=measure_peer_log_calls, rounds_max=1, full=True),
+    Scenario(name="streams", summary="1 to 5,000 saturated streams",
+             measure=measure_streams, rounds_max=1, full=True),
+    Scenario(name="batches", summary="messages of 1 to 1,000 points",
+             measure=measure_batches, rounds_max=1, full=True),
+    Scenario(name="offered", summary="latency against offered load, up to the knee",
+             measure=measure_offered, rounds_max=1, full=True),
+    Scenario(name="disorder", summary="swapped, repeated and late steps beside ordered ones",
+             measure=measure_disorder, rounds_max=1, full=True),
+    Scenario(name="workers", summary="one gateway process and two",
+             measure=measure_workers, rounds_max=1, full=True),
+    Scenario(name="reads", summary="reading while 64 streams write",
+             measure=measure_reads, rounds_max=1, full=True),
+    # Last: what it stores stays.
+    Scenario(name="growth", summary="ingest before and after a mass of stored points",
+             measure=measure_growth, rounds_max=1, full=True),
 )  # fmt: skip
+SOAK: Final = Scenario(
+    name="soak", summary="minutes or hours of steady load", measure=measure_soak, rounds_max=1
+)
 
 DEFAULTS: Final = Load()
 LATEST: Final = Path(__file__).parent / "results" / "latest.json"
@@ -66,13 +113,30 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
     idle_streams: Annotated[
         int, typer.Option(min=1, help="Streams opened to weigh them.")
     ] = DEFAULTS.idle_streams,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every scenario, peers included (15 minutes).")
+    ] = False,
+    growth_points: Annotated[
+        int, typer.Option(min=4, help="Points stored between the measurements of growth.")
+    ] = DEFAULTS.growth_points,
+    soak_minutes: Annotated[
+        int, typer.Option(min=0, help="Only a soak of so many minutes.", show_default="no soak")
+    ] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Gateway processes.")] = 1,
     output: Annotated[
         Path, typer.Option(help="The result; charts go beside it as .png and .svg.")
     ] = LATEST,
     listing: Annotated[bool, typer.Option("--list", help="Name the scenarios and stop.")] = False,
 ) -> None:
-    """Measure Headrace beside raw PostgreSQL on this machine, load generator included.
+    """Measure Headrace on this machine, load generator included, beside what else there is.
+
+      python -m benchmarks                       beside raw PostgreSQL, in three minutes
+
+      python -m benchmarks --full                beside the peers that `make peers` installs
+
+      python -m benchmarks --scenario growth --growth-points 200000000
+
+      python -m benchmarks --soak-minutes 60
 
     Starts a PostgreSQL and a gateway of its own in a temporary directory,
     audits every round of ingest, prints medians and promises, and writes them
@@ -84,19 +148,26 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
     console = Console()
     if listing:
         for item in SCENARIOS:
-            console.print(f"[bold]{item.name:12}[/] {item.summary}")
+            note = " [dim](--full)[/]" if item.full else ""
+            console.print(f"[bold]{item.name:16}[/] {item.summary}{note}")
         return
     known = {item.name: item for item in SCENARIOS}
     unknown = sorted(set(scenario or ()) - known.keys())
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}")
-    chosen = [item for item in SCENARIOS if not scenario or item.name in scenario]
+    chosen = [
+        item for item in SCENARIOS if (item.name in scenario if scenario else full or not item.full)
+    ]
+    if soak_minutes:
+        chosen = [SOAK]
     load = Load(
         streams=streams,
         raw_points=raw_points,
         copy_points=copy_points,
         wide_points=wide_points,
         idle_streams=idle_streams,
+        growth_points=growth_points,
+        soak_minutes=soak_minutes,
     )
     results = asyncio.run(
         _measure(chosen, load=load, rounds=rounds, workers=workers, output=output, console=console)

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.load import Load
+from benchmarks.peers.installation import NotInstalledError
 from benchmarks.results import Results
 from benchmarks.site import Site
 
@@ -27,12 +28,14 @@ class Scenario:
         summary: one line for `--list`.
         measure: measures one round and returns figures by name.
         rounds_max: rounds beyond this add nothing, or take too long.
+        full: measured only with `--full`, or when it is named.
     """
 
     name: str
     summary: str
     measure: Measure
     rounds_max: int = 1_000
+    full: bool = False
 
 
 async def run(
@@ -48,12 +51,16 @@ async def run(
     """Run the rounds, writing the result after each measurement."""
     for round_number in range(1, rounds + 1):
         for scenario in scenarios:
-            if round_number > scenario.rounds_max or scenario.name in results.failures:
+            if round_number > scenario.rounds_max or results.gave_up(scenario.name):
                 continue
             with console.status(f"round {round_number} of {rounds}: {scenario.name}"):
                 await site.checkpoint()
                 try:
                     figures = await scenario.measure(site, load)
+                except NotInstalledError as error:
+                    results.skipped[scenario.name] = str(error)
+                    console.print(f"[yellow]{scenario.name} skipped[/]: {error}")
+                    continue
                 except Exception as error:  # a report is wanted, not a crash
                     results.failures[scenario.name] = f"{type(error).__name__}: {error}"
                     console.print(f"[red]{scenario.name}[/]: {results.failures[scenario.name]}")

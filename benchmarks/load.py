@@ -26,6 +26,8 @@ class Load:
         paced_s: for how long.
         idle_streams: streams opened to weigh them.
         client_points: points that each Python client logs.
+        growth_points: points stored between the measurements of growth.
+        soak_minutes: rounds of a minute each of the soak.
     """
 
     streams: int = 64
@@ -39,6 +41,8 @@ class Load:
     paced_s: float = 8.0
     idle_streams: int = 1_000
     client_points: int = 20_000
+    growth_points: int = 40_000_000
+    soak_minutes: int = 0
 
     @property
     def copy_steps(self) -> int:

@@ -7,11 +7,12 @@ generator had acknowledged, the writers' counters, the chunks themselves).
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import asyncpg
@@ -26,7 +27,7 @@ IDLE_SETTLE_DEADLINE_S: Final = 30.0
 async def measure_saturated(site: Site, load: Load) -> dict[str, float]:
     """Measure what 64 streams of 1,000-point batches reach, and what a point weighs on disk."""
     before_bytes = await site.stored_bytes()
-    seed = _seed()
+    seed = new_seed()
     result = await generate(
         site,
         "--streams", load.streams, "--series", load.series, "--seed", seed,
@@ -43,7 +44,7 @@ async def measure_saturated(site: Site, load: Load) -> dict[str, float]:
 
 async def measure_wide(site: Site, load: Load) -> dict[str, float]:
     """Measure one run that logs 50,000 keys at each step."""
-    seed = _seed()
+    seed = new_seed()
     result = await generate(
         site,
         "--streams", 1, "--series", load.wide_series, "--seed", seed,
@@ -58,7 +59,7 @@ async def measure_wide(site: Site, load: Load) -> dict[str, float]:
 
 async def measure_paced(site: Site, load: Load) -> dict[str, float]:
     """Measure the time from a due batch to its acknowledgement at a steady 100,000 points/s."""
-    seed = _seed()
+    seed = new_seed()
     result = await generate(
         site,
         "--streams", load.streams, "--series", load.series, "--seed", seed,
@@ -76,24 +77,38 @@ async def measure_paced(site: Site, load: Load) -> dict[str, float]:
 
 async def measure_idle(site: Site, load: Load) -> dict[str, float]:
     """Weigh idle streams: what opening 1,000 of them adds to the gateway's memory."""
-    process = await _start(site, "--streams", 1, "--idle", "--duration-s", 1)
-    await _finish(process)  # the first stream pays for imports and caches
+    async with idle_streams(site, 1):
+        pass  # the first stream pays for imports and caches
     before_bytes = site.gateway_memory_bytes()
-    started = time.monotonic()
-    process = await _start(site, "--streams", load.idle_streams, "--idle", "--duration-s", 3)
-    assert process.stderr is not None
-    async with asyncio.timeout(IDLE_SETTLE_DEADLINE_S):
-        while (line := await process.stderr.readline()).strip() != b"ready":
-            if not line:
-                raise RuntimeError("the idle streams did not open")
-    opened_s = time.monotonic() - started
-    await asyncio.sleep(1)
-    held_bytes = site.gateway_memory_bytes() - before_bytes
-    await _finish(process)
+    async with idle_streams(site, load.idle_streams) as opened_s:
+        held_bytes = site.gateway_memory_bytes() - before_bytes
     return {
         "idle_stream_bytes": held_bytes / load.idle_streams,
         "stream_opens_per_s": load.idle_streams / opened_s,
     }
+
+
+@contextlib.asynccontextmanager
+async def idle_streams(site: Site, count: int) -> AsyncIterator[float]:
+    """Hold `count` open streams that send nothing; yield the seconds that opening them took.
+
+    Raises:
+        RuntimeError: they did not open.
+    """
+    started = time.monotonic()
+    process = await _start(site, "--streams", count, "--idle")
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(IDLE_SETTLE_DEADLINE_S + count / 100):
+            while (line := await process.stderr.readline()).strip() != b"ready":
+                if not line:
+                    raise RuntimeError("the idle streams did not open")
+        opened_s = time.monotonic() - started
+        await asyncio.sleep(1)
+        yield opened_s
+    finally:
+        process.terminate()
+        await _finish(process)
 
 
 async def generate(site: Site, *arguments: str | int | float) -> dict[str, Any]:
@@ -151,5 +166,6 @@ async def _finish(process: asyncio.subprocess.Process) -> dict[str, Any]:
     return result
 
 
-def _seed() -> int:
+def new_seed() -> int:
+    """Return a seed that no other round has: run ids follow from it."""
     return uuid.uuid4().int % 2**32

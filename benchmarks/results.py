@@ -51,6 +51,42 @@ TARGETS: Final = (
         claim="64 streams: x raw COPY of rows, unindexed",
     ),
     Target(
+        figure="ratio_raw_to_mlflow_log_batch",
+        at_least=True,
+        bound=250,
+        claim="64 streams: x MLflow, batches of 1,000",
+    ),
+    Target(
+        figure="ratio_raw_to_mlflow_log_metric",
+        at_least=True,
+        bound=20_000,
+        claim="64 streams: x MLflow, a call a point",
+    ),
+    Target(
+        figure="ratio_raw_to_victoriametrics",
+        at_least=True,
+        bound=1.5,
+        claim="64 streams: x VictoriaMetrics' faster import",
+    ),
+    Target(
+        figure="ratio_mlflow_to_our_bytes_per_point",
+        at_least=True,
+        bound=10,
+        claim="MLflow's bytes per point: x ours",
+    ),
+    Target(
+        figure="rss_mb_5000_streams",
+        at_least=False,
+        bound=400,
+        claim="gateway with 5,000 idle streams: MB",
+    ),
+    Target(
+        figure="ingest_after_growth_ratio",
+        at_least=True,
+        bound=0.8,
+        claim="ingest after growth: x before",
+    ),
+    Target(
         figure="ingest_wide_points_per_s",
         at_least=True,
         bound=120_000,
@@ -117,6 +153,19 @@ RATIOS: Final = {
         "ingest_raw_64x1000_points_per_s",
         "copy_rows_unindexed_best_points_per_s",
     ),
+    "ratio_raw_to_mlflow_log_batch": (
+        "ingest_raw_64x1000_points_per_s",
+        "mlflow_log_batch_points_per_s",
+    ),
+    "ratio_raw_to_mlflow_log_metric": (
+        "ingest_raw_64x1000_points_per_s",
+        "mlflow_log_metric_points_per_s",
+    ),
+    "ratio_raw_to_victoriametrics": (
+        "ingest_raw_64x1000_points_per_s",
+        "victoriametrics_points_per_s",
+    ),
+    "ratio_mlflow_to_our_bytes_per_point": ("mlflow_bytes_per_point", "bytes_per_point"),
     "artifact_proxy_ratio": ("artifact_proxy_mib_per_s", "artifact_aioboto3_mib_per_s"),
     "artifact_direct_ratio": ("artifact_direct_mib_per_s", "artifact_aioboto3_mib_per_s"),
     "ack_ratio_with_16_uploads": ("ack_p99_ms_with_16_uploads", "ack_p99_ms_without_uploads"),
@@ -137,11 +186,17 @@ class Results:
         context: machine, versions, settings, parameters: plain JSON.
         rounds: for each scenario its rounds, each figures by name.
         failures: for each scenario that could not be measured, why.
+        skipped: for each whose peer is not installed, how to install it.
     """
 
     context: dict[str, object]
     rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def gave_up(self, scenario: str) -> bool:
+        """Whether another round of a scenario would be in vain."""
+        return scenario in self.failures or scenario in self.skipped
 
     def add(self, scenario: str, figures: dict[str, float]) -> None:
         """Add a round."""
@@ -195,6 +250,7 @@ class Results:
             },
             "rounds": self.rounds,
             "failures": self.failures,
+            "skipped": self.skipped,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -230,6 +286,8 @@ class Results:
                 "[green]✓[/]" if seen == budget else "[red]✗[/]",
             )
         console.print(promises)
+        for scenario, reason in self.skipped.items():
+            console.print(f"[yellow]{scenario} was skipped:[/] {reason}")
         for scenario, reason in self.failures.items():
             console.print(f"[red]{scenario} could not be measured:[/] {reason}")
 

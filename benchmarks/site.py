@@ -52,6 +52,7 @@ class Site:
         connections_budget: the most database connections it may have.
         connections_max: the most database connections the gateway was ever
             seen with, sampled every 50 ms.
+        connections_now: at the last sample.
     """
 
     def __init__(self, directory: Path, *, workers: int) -> None:
@@ -63,7 +64,7 @@ class Site:
         self.metrics_url = f"http://127.0.0.1:{free_port()}/metrics"
         settings = config.load(flags={}, environment=os.environ)
         self.connections_budget = settings.ingest_connections + settings.query_connections
-        self.connections_max = 0
+        self.connections_max = self.connections_now = 0
         self._workers = workers
         self._gateway: subprocess.Popen[bytes] | None = None
 
@@ -172,8 +173,8 @@ class Site:
         )
         try:
             while True:
-                seen = int(await connection.fetchval(GATEWAY_BACKENDS))
-                self.connections_max = max(self.connections_max, seen)
+                self.connections_now = int(await connection.fetchval(GATEWAY_BACKENDS))
+                self.connections_max = max(self.connections_max, self.connections_now)
                 await asyncio.sleep(WATCH_INTERVAL_S)
         finally:
             await connection.close()

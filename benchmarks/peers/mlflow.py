@@ -1,0 +1,293 @@
+"""MLflow's tracking server on the same PostgreSQL: log-metric, log-batch, many clients at once.
+
+The server is started as its documentation says, with its default of four
+workers unless a scenario says one, and without the job queues that it would
+run beside them. Calls go to its REST API as prebuilt JSON,
+over kept-alive connections, a run for each client: the least a client can
+cost. The client library's own ways (one call a step, asynchronous logging) are
+measured by `mlflow_client.py` in the peers' environment.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import aiohttp
+import asyncpg
+
+from benchmarks.load import Load
+from benchmarks.peers.http_load import Tally, hammer
+from benchmarks.peers.installation import PEERS_ENVIRONMENT, peer_program
+from benchmarks.site import Site, free_port
+
+START_DEADLINE_S: Final = 120.0  # it migrates its database first
+API: Final = "/api/2.0/mlflow"
+BATCH_POINTS: Final = 1_000  # MLflow's limit
+SERIES: Final = 20
+JOBS: Final = (1, 8, 32, 64)
+DURATION_S: Final = 6.0
+CROWDS: Final = ((1, 50), (4, 100), (4, 500))
+"""Workers of the server, and clients, of the overload scenario."""
+CROWD_CALLS: Final = 4  # of each client
+WATCH_INTERVAL_S: Final = 0.1
+_DATABASE: Final = "mlflow"
+
+
+@dataclass(slots=True, kw_only=True)
+class Server:
+    """A running tracking server."""
+
+    url: str
+    dsn: str
+    connections_max: int = 0
+
+    async def create_runs(self, count: int) -> list[str]:
+        """Create runs and return their ids."""
+        async with aiohttp.ClientSession() as session:
+
+            async def one() -> str:
+                body = {"experiment_id": "0", "start_time": 0}
+                async with session.post(f"{self.url}{API}/runs/create", json=body) as answer:
+                    answer.raise_for_status()
+                    created: dict[str, Any] = await answer.json()
+                    return str(created["run"]["info"]["run_id"])
+
+            # A few at a time: creating runs is not what is measured.
+            return [await one() for _ in range(count)]
+
+    async def points(self) -> int:
+        """Return the points its database holds."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            return int(await connection.fetchval("SELECT count(*) FROM metrics"))
+        finally:
+            await connection.close()
+
+    async def stored_bytes(self) -> int:
+        """Return the size of the tables that hold points, indexes included."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            await connection.execute("VACUUM metrics, latest_metrics")
+            return int(
+                await connection.fetchval(
+                    "SELECT sum(pg_total_relation_size(oid)) FROM pg_class"
+                    " WHERE relname IN ('metrics', 'latest_metrics')"
+                )
+            )
+        finally:
+            await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def tracking_server(site: Site, *, workers: int = 4) -> AsyncIterator[Server]:
+    """Start a server on a fresh database; stop it and drop the database at the end.
+
+    Raises:
+        NotInstalledError: MLflow is not installed.
+        RuntimeError: it did not start.
+    """
+    program = peer_program("mlflow")
+    own = await asyncpg.connect(site.postgres.dsn)
+    parts = urlsplit(site.postgres.dsn)
+    dsn = urlunsplit(parts._replace(path=f"/{_DATABASE}"))
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="headrace-mlflow-") as directory:
+        await own.execute(f"DROP DATABASE IF EXISTS {_DATABASE} WITH (FORCE)")
+        await own.execute(f"CREATE DATABASE {_DATABASE}")
+        log = Path(directory) / "server.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
+                [
+                    program, "server",
+                    "--backend-store-uri", dsn,
+                    "--default-artifact-root", directory, "--workers", str(workers),
+                    "--host", "127.0.0.1", "--port", str(port),
+                ],
+                stdout=output, stderr=subprocess.STDOUT,
+                # Its job queues, idle here, take processor time of their own: in its favour.
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )  # fmt: skip
+        server = Server(url=f"http://127.0.0.1:{port}", dsn=dsn)
+        try:
+            await _healthy(server, process, log)
+            watch = asyncio.create_task(_watch(server))
+            try:
+                yield server
+            finally:
+                watch.cancel()
+                await asyncio.wait([watch])
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            await own.execute(f"DROP DATABASE IF EXISTS {_DATABASE} WITH (FORCE)")
+            await own.close()
+
+
+async def measure_mlflow(site: Site, load: Load) -> dict[str, float]:
+    """Measure batches of 1,000 and single points at 1, 8, 32 and 64 jobs.
+
+    The figures without a number of jobs are the best of all of them.
+    """
+    figures: dict[str, float] = {}
+    async with tracking_server(site) as server:
+        runs = await server.create_runs(max(JOBS))
+        before_points, before_bytes = await server.points(), await server.stored_bytes()
+        for jobs in JOBS:
+            figures |= _rates("mlflow_log_batch", jobs, await _batches(server, runs[:jobs]))
+        stored = await server.points() - before_points
+        figures["mlflow_bytes_per_point"] = (await server.stored_bytes() - before_bytes) / stored
+        for jobs in JOBS:
+            figures |= _rates("mlflow_log_metric", jobs, await _singles(server, runs[:jobs]))
+        figures["mlflow_connections_peak"] = server.connections_max
+    for kind in ("mlflow_log_batch", "mlflow_log_metric"):
+        best = max(JOBS, key=lambda jobs: figures[f"{kind}_{jobs}_jobs_points_per_s"])
+        figures[f"{kind}_points_per_s"] = figures[f"{kind}_{best}_jobs_points_per_s"]
+    return figures
+
+
+async def measure_mlflow_crowd(site: Site, load: Load) -> dict[str, float]:
+    """Measure 50 to 500 clients that send batches of 1,000 at once: how many calls fail."""
+    figures: dict[str, float] = {}
+    for workers, clients in CROWDS:
+        name = f"mlflow_crowd_{clients}_clients_{workers}_workers"
+        async with tracking_server(site, workers=workers) as server:
+            runs = await server.create_runs(clients)
+            tally = await _batches(server, runs, calls=CROWD_CALLS, duration_s=45.0)
+            stored = await server.points()
+            figures |= {
+                f"{name}_calls": tally.succeeded + tally.failed,
+                f"{name}_failed_calls": tally.failed,
+                f"{name}_slowest_ms": tally.percentile_ms(100),
+                f"{name}_points_per_s": stored / tally.seconds,
+                f"{name}_connections": server.connections_max,
+            }
+    return figures
+
+
+async def measure_mlflow_client(site: Site, load: Load) -> dict[str, float]:
+    """Measure MLflow's own client with `log_metric(synchronous=False)`, eight jobs."""
+    async with tracking_server(site) as server:
+        process = await asyncio.create_subprocess_exec(
+            PEERS_ENVIRONMENT / "bin" / "python",
+            Path(__file__).with_name("mlflow_client.py"),
+            server.url,
+            "8",
+            str(DURATION_S),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        output, _ = await process.communicate()
+        result = json.loads(output.splitlines()[-1])
+        stored = await server.points()
+    return {
+        "mlflow_async_8_jobs_points_per_s": stored / result["seconds"],
+        "mlflow_async_8_jobs_lost_points": result["logged"] - stored,
+    }
+
+
+def _batch(run_id: str, client: int, number: int) -> bytes:
+    """Return a log-batch call of 50 steps of 20 series."""
+    steps = BATCH_POINTS // SERIES
+    metrics = [
+        {
+            "key": f"group_{series % 7}/metric_{series:05d}",
+            "value": step / 4096 + series / 64 + client,
+            "timestamp": 1_767_225_600_000 + step,
+            "step": step,
+        }
+        for step in range(number * steps, (number + 1) * steps)
+        for series in range(SERIES)
+    ]
+    return json.dumps({"run_id": run_id, "metrics": metrics}).encode()
+
+
+async def _batches(
+    server: Server, runs: list[str], *, calls: int = 0, duration_s: float = DURATION_S
+) -> Tally:
+    """Send log-batch calls; built before the clock starts, `calls` for each client or enough."""
+    # No more than 60 a second were ever answered, of all clients together.
+    count = calls or max(4, int(60 * duration_s / len(runs)))
+    bodies = [
+        [_batch(run_id, client, number) for number in range(count)]
+        for client, run_id in enumerate(runs)
+    ]
+
+    def body(client: int, number: int) -> bytes | None:
+        return bodies[client][number] if number < count else None
+
+    return await hammer(
+        f"{server.url}{API}/runs/log-batch",
+        body,
+        clients=len(runs),
+        duration_s=duration_s,
+        headers={"Content-Type": "application/json"},
+    )
+
+
+async def _singles(server: Server, runs: list[str]) -> Tally:
+    """Send log-metric calls, one point each."""
+
+    def body(client: int, number: int) -> bytes:
+        metric = {"run_id": runs[client], "key": "single", "value": 0.5, "timestamp": number,
+                  "step": number}  # fmt: skip
+        return json.dumps(metric).encode()
+
+    return await hammer(
+        f"{server.url}{API}/runs/log-metric",
+        body,
+        clients=len(runs),
+        duration_s=DURATION_S,
+        headers={"Content-Type": "application/json"},
+    )
+
+
+def _rates(kind: str, jobs: int, tally: Tally) -> dict[str, float]:
+    points = BATCH_POINTS if kind.endswith("batch") else 1
+    name = f"{kind}_{jobs}_jobs"
+    return {
+        f"{name}_points_per_s": tally.succeeded * points / tally.seconds,
+        f"{name}_p50_ms": tally.percentile_ms(50),
+        f"{name}_p99_ms": tally.percentile_ms(99),
+        f"{name}_failed_calls": tally.failed,
+    }
+
+
+async def _healthy(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    async with aiohttp.ClientSession() as session:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(f"{server.url}/health") as answer:
+                    if answer.status == 200:
+                        return
+            if process.poll() is not None or time.monotonic() > deadline:
+                said = await asyncio.to_thread(log.read_text, errors="replace")
+                raise RuntimeError(f"MLflow did not start: {said[-2000:]}")
+            await asyncio.sleep(0.2)
+
+
+async def _watch(server: Server) -> None:
+    connection = await asyncpg.connect(server.dsn)
+    try:
+        while True:
+            seen = await connection.fetchval(
+                "SELECT count(*) - 1 FROM pg_stat_activity"
+                " WHERE datname = current_database() AND backend_type = 'client backend'"
+            )
+            server.connections_max = max(server.connections_max, seen)
+            await asyncio.sleep(WATCH_INTERVAL_S)
+    finally:
+        connection.terminate()

@@ -1,0 +1,137 @@
+"""How the gateway behaves as one thing grows: streams, batches, load, disorder.
+
+Every point of a sweep is a round of `benchmarks.raw_streams` with an audit of
+its own. Figures are named after what was varied: `sweep_streams_256_points_per_s`.
+"""
+
+from typing import Any, Final
+
+from benchmarks.load import Load
+from benchmarks.raw_ingest import audit, generate, idle_streams, new_seed
+from benchmarks.raw_streams import Traffic
+from benchmarks.site import Site
+
+STREAMS: Final = (1, 8, 64, 256, 1_000, 5_000)
+BATCH_POINTS: Final = (1, 20, 100, 1_000)
+OFFERED_POINTS_PER_S: Final = (50_000, 200_000, 400_000, 800_000, 1_600_000, 3_200_000)
+KNEE_P99_MS: Final = 500.0  # beyond it more load only adds latency
+SWEEP_S: Final = 4.0
+MIXES: Final = {
+    "ordered": (),
+    "swapped": ("--swapped", 0.2),
+    "repeated": ("--repeated", 0.2),
+    "late": ("--late", 0.2),
+    "all": ("--swapped", 0.1, "--repeated", 0.1, "--late", 0.1, "--special-values"),
+}
+
+
+async def measure_streams(site: Site, load: Load) -> dict[str, float]:
+    """Measure 1 to 5,000 saturated streams of 1,000-point batches; memory and connections too."""
+    figures: dict[str, float] = {}
+    for streams in STREAMS:
+        # The window of all streams together stays the same: 1,024 batches at most.
+        window = max(1, min(16, 1_024 // streams))
+        result = await _round(
+            site, load, streams=streams, batch_points=1_000, window=window, duration_s=SWEEP_S
+        )
+        figures |= {
+            f"sweep_streams_{streams}_points_per_s": result["points_per_s"],
+            f"sweep_streams_{streams}_ack_p99_ms": result["ack_ms"]["p99"],
+            f"sweep_streams_{streams}_connections": site.connections_now,
+            f"sweep_streams_{streams}_rss_mb": site.gateway_memory_bytes() / 1e6,
+        }
+    return figures
+
+
+async def measure_batches(site: Site, load: Load) -> dict[str, float]:
+    """Measure 64 saturated streams whose messages hold 1 to 1,000 points."""
+    figures: dict[str, float] = {}
+    for points in BATCH_POINTS:
+        result = await _round(
+            site, load, series=min(points, load.series), batch_points=points, duration_s=SWEEP_S
+        )
+        figures |= {
+            f"sweep_batch_{points}_points_per_s": result["points_per_s"],
+            f"sweep_batch_{points}_messages_per_s": result["batches"] / result["seconds"],
+        }
+    return figures
+
+
+async def measure_offered(site: Site, load: Load) -> dict[str, float]:
+    """Raise the offered load until latency leaves the floor or the load is no longer reached."""
+    figures: dict[str, float] = {}
+    for offered in OFFERED_POINTS_PER_S:
+        result = await _round(
+            site,
+            load,
+            batch_points=max(200, offered // 2_000 // load.series * load.series),
+            points_per_s=offered,
+            duration_s=SWEEP_S,
+        )
+        p99_ms = result["ack_ms"]["p99"]
+        figures |= {
+            f"offered_{offered}_ack_p50_ms": result["ack_ms"]["p50"],
+            f"offered_{offered}_ack_p99_ms": p99_ms,
+            f"offered_{offered}_points_per_s": result["points_per_s"],
+        }
+        if p99_ms < KNEE_P99_MS and result["points_per_s"] > 0.9 * offered:
+            figures["offered_knee_points_per_s"] = offered
+        else:
+            break
+    return figures
+
+
+async def measure_disorder(site: Site, load: Load) -> dict[str, float]:
+    """Measure traffic with swapped, repeated and late steps beside ordered traffic."""
+    figures: dict[str, float] = {}
+    for name, options in MIXES.items():
+        result = await _round(site, load, batch_points=1_000, duration_s=SWEEP_S, options=options)
+        figures[f"mix_{name}_points_per_s"] = result["points_per_s"]
+    for name in MIXES:
+        figures[f"mix_{name}_ratio"] = (
+            figures[f"mix_{name}_points_per_s"] / figures["mix_ordered_points_per_s"]
+        )
+    return figures
+
+
+async def measure_crowd(site: Site, load: Load) -> dict[str, float]:
+    """Open 5,000 idle streams: memory, connections, and what one more writer sees."""
+    before_bytes = site.gateway_memory_bytes()
+    async with idle_streams(site, 5_000) as opened_s:
+        held_bytes = site.gateway_memory_bytes()
+        result = await _round(
+            site, load, streams=1, batch_points=1_000, points_per_s=20_000, duration_s=SWEEP_S
+        )
+        connections = site.connections_now
+    return {
+        "rss_mb_5000_streams": held_bytes / 1e6,
+        "rss_growth_mb_5000_streams": (held_bytes - before_bytes) / 1e6,
+        "connections_5000_streams": connections,
+        "stream_opens_per_s_5000": 5_000 / opened_s,
+        "ack_p99_ms_beside_5000_streams": result["ack_ms"]["p99"],
+    }
+
+
+async def _round(
+    site: Site,
+    load: Load,
+    *,
+    streams: int | None = None,
+    series: int | None = None,
+    batch_points: int,
+    window: int = 16,
+    points_per_s: int = 0,
+    duration_s: float,
+    options: tuple[str | float, ...] = (),
+) -> dict[str, Any]:
+    streams = streams or load.streams
+    number = new_seed()
+    result = await generate(
+        site,
+        "--streams", streams, "--series", series or load.series, "--seed", number,
+        "--batch-points", batch_points, "--window-batches", window,
+        "--points-per-s", points_per_s, "--duration-s", duration_s, *options,
+    )  # fmt: skip
+    traffic = Traffic(seed=number)
+    await audit(site, [traffic.run_id(each) for each in range(streams)], result["points"])
+    return result
