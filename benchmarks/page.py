@@ -1,0 +1,307 @@
+"""Rewrites the tables and charts of docs/benchmarks.md from a result: `python -m benchmarks.page`.
+
+The page is written by hand but for what stands between a marker
+`<!-- table: NAME -->` and `<!-- end -->`. A figure that the result does not
+hold is shown as "not measured": a page never keeps a number of another run.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from benchmarks import charts
+from benchmarks.results import TARGETS
+from benchmarks.sweeps import BATCH_POINTS, MIXES, OFFERED_POINTS_PER_S, STREAMS
+
+ROOT: Final = Path(__file__).parent.parent
+PAGE: Final = ROOT / "docs" / "benchmarks.md"
+LATEST: Final = Path(__file__).parent / "results" / "latest.json"
+_MARKED: Final = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Figures = Mapping[str, float]
+
+
+def shown(value: float | None, unit: str = "") -> str:
+    """Return a number as a reader wants it: three figures that count."""
+    if value is None:
+        return "not measured"
+    if value >= 1e6:
+        text = f"{value / 1e6:.2f}M"
+    elif value >= 10_000:
+        text = f"{value / 1e3:,.0f}k"
+    elif value >= 100:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.3g}"
+    return f"{text} {unit}".strip()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _run(document: Mapping[str, object]) -> str:
+    described, versions, postgres, parameters = (
+        document[name] for name in ("machine", "versions", "postgres", "parameters")
+    )
+    assert isinstance(described, dict)
+    assert isinstance(versions, dict)
+    assert isinstance(postgres, dict)
+    assert isinstance(parameters, dict)
+    settings = ", ".join(
+        f"`{name}` {postgres[name]}" for name in ("fsync", "full_page_writes", "synchronous_commit")
+    )
+    return (
+        f"Measured {document['measured_at']} at commit `{versions['commit']}` on"
+        f" {described['cores']} cores ({described['cpu']}), PostgreSQL {postgres['server_version']}"
+        f" with {settings}; {parameters['rounds']} interleaved rounds, medians.\n"
+    )
+
+
+def _ways(figures: Figures) -> str:
+    own = figures.get("ingest_raw_64x1000_points_per_s")
+    rows = (
+        ("Headrace, 64 raw streams", "ingest_raw_64x1000_points_per_s", "bytes_per_point"),
+        ("Headrace, 64 Python clients", "ingest_clients_64_points_per_s", ""),
+        ("VictoriaMetrics, JSON lines", "victoriametrics_json_points_per_s", ""),
+        ("VictoriaMetrics, line protocol", "victoriametrics_line_protocol_points_per_s", ""),
+        (
+            "binary COPY of rows, no index",
+            "copy_rows_unindexed_points_per_s",
+            "copy_rows_unindexed_bytes_per_point",
+        ),
+        (
+            "binary COPY of rows, indexed",
+            "copy_rows_indexed_points_per_s",
+            "copy_rows_indexed_bytes_per_point",
+        ),
+        ("`copy_records_to_table`, no index", "copy_records_unindexed_points_per_s", ""),
+        ("`copy_records_to_table`, indexed", "copy_records_indexed_points_per_s", ""),
+        ("staging table and ON CONFLICT", "staging_on_conflict_points_per_s", ""),
+        ("`executemany`, indexed", "executemany_points_per_s", ""),
+        ("MLflow, batches of 1,000", "mlflow_log_batch_points_per_s", "mlflow_bytes_per_point"),
+        ("MLflow client, asynchronous, 8 jobs", "mlflow_async_8_jobs_points_per_s", ""),
+        ("MLflow, a call a point", "mlflow_log_metric_points_per_s", ""),
+    )
+    return table(
+        ("way", "points/s", "Headrace is", "bytes/point"),
+        [
+            (
+                label,
+                shown(rate := figures.get(name)),
+                f"{own / rate:,.1f} x" if own and rate else "",
+                shown(figures[size]) if size in figures else "",
+            )
+            for label, name, size in rows
+        ],
+    )
+
+
+def _promises(figures: Figures) -> str:
+    rows = []
+    for target in TARGETS:
+        value = figures.get(target.figure)
+        mark = "" if value is None else "kept" if target.is_met(value) else "**missed**"
+        bound = f"{'≥' if target.at_least else '<'} {shown(target.bound)}"
+        rows.append((target.claim, bound, shown(value), mark))
+    return table(("promise", "bound", "measured", ""), rows)
+
+
+def _mlflow(figures: Figures) -> str:
+    return table(
+        ("jobs", "batches: points/s", "p99", "failed calls", "a call a point: points/s", "p99"),
+        [
+            (
+                str(jobs),
+                shown(figures.get(f"mlflow_log_batch_{jobs}_jobs_points_per_s")),
+                shown(figures.get(f"mlflow_log_batch_{jobs}_jobs_p99_ms"), "ms"),
+                shown(figures.get(f"mlflow_log_batch_{jobs}_jobs_failed_calls")),
+                shown(figures.get(f"mlflow_log_metric_{jobs}_jobs_points_per_s")),
+                shown(figures.get(f"mlflow_log_metric_{jobs}_jobs_p99_ms"), "ms"),
+            )
+            for jobs in (1, 8, 32, 64)
+        ],
+    )
+
+
+def _crowd(figures: Figures) -> str:
+    rows = []
+    for workers, clients in ((1, 50), (4, 100), (4, 500)):
+        name = f"mlflow_crowd_{clients}_clients_{workers}_workers"
+        rows.append(
+            (
+                f"MLflow, {workers} worker{'s' * (workers > 1)}, {clients} clients",
+                shown(figures.get(f"{name}_points_per_s")),
+                f"{shown(figures.get(f'{name}_failed_calls'))}"
+                f" of {shown(figures.get(f'{name}_calls'))} calls",
+                shown(figures.get(f"{name}_slowest_ms"), "ms"),
+                shown(figures.get(f"{name}_connections")),
+            )
+        )
+    for streams in (64, 256, 1_000, 5_000):
+        name = f"sweep_streams_{streams}"
+        rows.append(
+            (
+                f"Headrace, {streams:,} streams",
+                shown(figures.get(f"{name}_points_per_s")),
+                "none" if f"{name}_points_per_s" in figures else "",
+                shown(figures.get(f"{name}_ack_p99_ms"), "ms (p99)"),
+                shown(figures.get(f"{name}_connections")),
+            )
+        )
+    return table(("", "points/s", "failed", "slowest answer", "database connections"), rows)
+
+
+def _streams(figures: Figures) -> str:
+    return table(
+        ("streams", "points/s", "ack p99", "gateway memory", "database connections"),
+        [
+            (
+                f"{streams:,}",
+                shown(figures.get(f"sweep_streams_{streams}_points_per_s")),
+                shown(figures.get(f"sweep_streams_{streams}_ack_p99_ms"), "ms"),
+                shown(figures.get(f"sweep_streams_{streams}_rss_mb"), "MB"),
+                shown(figures.get(f"sweep_streams_{streams}_connections")),
+            )
+            for streams in STREAMS
+        ],
+    )
+
+
+def _batches(figures: Figures) -> str:
+    return table(
+        ("points a message", "points/s", "messages/s"),
+        [
+            (
+                f"{points:,}",
+                shown(figures.get(f"sweep_batch_{points}_points_per_s")),
+                shown(figures.get(f"sweep_batch_{points}_messages_per_s")),
+            )
+            for points in BATCH_POINTS
+        ],
+    )
+
+
+def _offered(figures: Figures) -> str:
+    return table(
+        ("offered points/s", "reached", "ack p50", "ack p99"),
+        [
+            (
+                shown(offered),
+                shown(figures[f"offered_{offered}_points_per_s"]),
+                shown(figures[f"offered_{offered}_ack_p50_ms"], "ms"),
+                shown(figures[f"offered_{offered}_ack_p99_ms"], "ms"),
+            )
+            for offered in OFFERED_POINTS_PER_S
+            if f"offered_{offered}_points_per_s" in figures
+        ],
+    )
+
+
+def _disorder(figures: Figures) -> str:
+    return table(
+        ("traffic", "points/s", "x ordered"),
+        [
+            (
+                name,
+                shown(figures.get(f"mix_{name}_points_per_s")),
+                shown(figures.get(f"mix_{name}_ratio")),
+            )
+            for name in MIXES
+        ],
+    )
+
+
+def _log_calls(figures: Figures) -> str:
+    return table(
+        ("one call, 10 scalars", "median", "p99.9"),
+        [
+            (
+                label,
+                shown(figures.get(f"log_call_{name}_us"), "µs"),
+                shown(figures.get(f"log_call_{name}_p999_us"), "µs"),
+            )
+            for label, name in (
+                ("Headrace", "headrace"),
+                ("tensorboardX, ten calls", "tensorboardx"),
+                ("trackio", "trackio"),
+                ("wandb, offline", "wandb_offline"),
+                ("MLflow, asynchronous", "mlflow_log_metrics_async"),
+                ("MLflow", "mlflow_log_metrics"),
+            )
+        ],
+    )
+
+
+def _rest(figures: Figures) -> str:
+    rows = (
+        ("one run, 50,000 keys a step", "ingest_wide_points_per_s", "points/s"),
+        ("ack p99 at 100,000 points/s, 64 streams", "ack_p99_ms_at_100k", "ms"),
+        ("`--workers 1`", "workers_1_points_per_s", "points/s"),
+        ("`--workers 2`", "workers_2_points_per_s", "points/s"),
+        ("read 50,000 points of one series, alone", "read_whole_p50_ms", "ms"),
+        ("… beside 64 saturated streams", "read_whole_beside_writes_p50_ms", "ms"),
+        ("4 series at 1,000 points, alone", "read_4x1000_p50_ms", "ms"),
+        ("… beside 64 saturated streams", "read_4x1000_beside_writes_p50_ms", "ms"),
+        ("ingest beside these reads", "ingest_beside_reads_points_per_s", "points/s"),
+        ("5,000 idle streams: gateway memory", "rss_mb_5000_streams", "MB"),
+        ("… database connections", "connections_5000_streams", ""),
+        ("… one more writer's ack p99", "ack_p99_ms_beside_5000_streams", "ms"),
+        ("points stored between the growth measurements", "growth_points", ""),
+        ("ingest before them", "ingest_before_growth_points_per_s", "points/s"),
+        ("ingest after them", "ingest_after_growth_end_points_per_s", "points/s"),
+    )
+    return table(("", ""), [(label, shown(figures.get(name), unit)) for label, name, unit in rows])
+
+
+_TABLES: Final[Mapping[str, Callable[[Figures], str]]] = {
+    "ways": _ways,
+    "promises": _promises,
+    "mlflow": _mlflow,
+    "crowd": _crowd,
+    "streams": _streams,
+    "batches": _batches,
+    "offered": _offered,
+    "disorder": _disorder,
+    "log-calls": _log_calls,
+    "rest": _rest,
+}
+
+
+def rewrite(text: str, document: Mapping[str, object]) -> str:
+    """Return the page with the tables of a result.
+
+    Raises:
+        KeyError: the page has a marker of no table.
+    """
+    figures = document["figures"]
+    assert isinstance(figures, dict)
+
+    def replace(match: re.Match[str]) -> str:
+        name = match["name"]
+        body = _run(document) if name == "run" else _TABLES[name](figures)
+        return f"{match[1]}{body}{match[3]}"
+
+    return _MARKED.sub(replace, text)
+
+
+def main(
+    result: Annotated[Path, typer.Option(help="JSON of `python -m benchmarks --full`.")] = LATEST,
+) -> None:
+    """Rewrite the tables of docs/benchmarks.md and its charts."""
+    document = json.loads(result.read_text(encoding="utf-8"))
+    PAGE.write_text(rewrite(PAGE.read_text(encoding="utf-8"), document), encoding="utf-8")
+    for path in charts.draw_page(document, PAGE.parent / "charts"):
+        typer.echo(f"wrote {path.relative_to(ROOT)}")
+    typer.echo(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
