@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from gateway.cli.canary import canary_command
 from gateway.cli.cleanup import cleanup_command
 from gateway.cli.options import EPILOG, AsJson, gateway_version
 from gateway.cli.serve import serve_command
@@ -33,6 +34,7 @@ app.command("serve", epilog=EPILOG)(serve_command)
 app.command("migrate")(migrate_command)
 app.command("doctor")(doctor_command)
 app.command("cleanup")(cleanup_command)
+app.command("canary")(canary_command)
 app.add_typer(tokens, name="token")
 app.add_typer(artifacts, name="artifacts")
 

@@ -1,0 +1,83 @@
+"""`headrace-gateway canary`."""
+
+import asyncio
+import contextlib
+import json
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from prometheus_client import start_http_server
+from rich.console import Console
+from rich.table import Table
+
+from gateway.canary.measurements import Measurements
+from gateway.canary.probe import Pace, Target, watch
+from gateway.cli.options import AsJson
+from gateway.config import SettingsError
+
+
+def canary_command(
+    *,
+    address: Annotated[
+        str, typer.Option(envvar="HEADRACE_ADDRESS", help="host:port of the gateway.")
+    ] = "127.0.0.1:7420",
+    token: Annotated[
+        str, typer.Option(envvar="HEADRACE_TOKEN", help="Bearer token.", show_default=False)
+    ] = "",
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="PEM authorities of the gateway's certificate: use TLS.")
+    ] = None,
+    interval_s: Annotated[float, typer.Option(min=0.01, help="Seconds between beats.")] = 1.0,
+    records: Annotated[int, typer.Option(min=1, max=1_000, help="Log calls of a beat.")] = 10,
+    beats: Annotated[int, typer.Option(min=0, help="End after so many; 0: never.")] = 0,
+    metrics_listen: Annotated[
+        str, typer.Option(help="Prometheus address, or `off`.")
+    ] = "127.0.0.1:7422",
+    json_: AsJson = False,
+) -> None:
+    """Write known points to a live gateway, read them back, and measure what comes of it.
+
+    Its runs belong to the experiment headrace/canary/probe: a run an hour.
+
+      headrace-gateway canary --address gateway:7420 --metrics-listen 0.0.0.0:7422
+
+      headrace-gateway canary --beats 10 --metrics-listen off --json      a check, for scripts
+
+    Exit status: 0 all that was acknowledged was read back, once and in order; 1 it was not,
+    or nothing was; 2 the flags are bad.
+    """
+    if tls_ca is not None and not tls_ca.is_file():
+        raise SettingsError([f"--tls-ca {tls_ca}: there is no such file"])
+    measurements = Measurements()
+    if metrics_listen != "off":
+        host, _, port = metrics_listen.rpartition(":")
+        if not port.isdecimal():
+            raise SettingsError([f"--metrics-listen {metrics_listen}: expected host:port, or off"])
+        start_http_server(int(port), host, registry=measurements.registry)
+    target = Target(
+        address=address,
+        token=token,
+        root_certificates=tls_ca.read_bytes() if tls_ca is not None else None,
+    )
+    pace = Pace(interval_s=interval_s, records=records, beats=beats)
+    asyncio.run(_until_terminated(target, pace, measurements))
+    report = measurements.report()
+    if json_:
+        typer.echo(json.dumps(report))
+    else:
+        table = Table("", "")
+        for name, value in report.items():
+            table.add_row(name, f"{value:,}")
+        Console().print(table)
+    if not measurements.healthy:
+        raise typer.Exit(1)
+
+
+async def _until_terminated(target: Target, pace: Pace, measurements: Measurements) -> None:
+    task = asyncio.create_task(watch(target, pace, measurements))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

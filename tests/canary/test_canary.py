@@ -1,0 +1,112 @@
+"""`headrace-gateway canary` beside a live gateway: healthy, killed, and absent."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import urllib.request
+from functools import partial
+from pathlib import Path
+
+from benchmarks.site import free_port
+from gateway.canary.measurements import Measurements
+from gateway.canary.probe import Pace, Target, watch
+from tests.support.gateway_process import GatewayProcess
+from tests.support.waiting import eventually, eventually_async
+
+PROGRAM = Path(sys.executable).with_name("headrace-gateway")
+
+
+def canary(address: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PROGRAM, "canary", "--address", address, "--metrics-listen", "off", *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_healthy_gateway_passes_and_is_timed(shared_gateway: GatewayProcess) -> None:
+    done = canary(shared_gateway.address, "--beats", "3", "--interval-s", "0.05", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["written"] == report["acknowledged"] == 30
+    assert report["beats"] == 3
+    assert report["ack_p50_ms"] > 0
+    assert report["read_p50_ms"] > 0
+    assert not any(report[kind] for kind in ("lost", "doubled", "disordered", "wrong", "failures"))
+
+
+async def test_runs_are_replaced_and_a_killed_gateway_loses_nothing(
+    gateway: GatewayProcess,
+) -> None:
+    measurements = Measurements()
+    pace = Pace(interval_s=0.02, records=5, beats=60, run_records=50)
+    task = asyncio.create_task(watch(Target(address=gateway.address), pace, measurements))
+    async with asyncio.timeout(60):
+        for beats in (15, 35):
+            await eventually_async(partial(_beaten, measurements, beats), f"{beats} beats")
+            await asyncio.to_thread(gateway.kill)
+            await asyncio.to_thread(gateway.start)
+        await task
+    report = measurements.report()
+    assert measurements.healthy, report
+    assert report["failures"] >= 1
+    assert report["acknowledged"] == report["written"]
+
+
+def test_a_gateway_that_is_away_is_waited_for_and_counted() -> None:
+    with subprocess.Popen(
+        [
+            PROGRAM, "canary", "--address", "127.0.0.1:9", "--interval-s", "0.05",
+            "--metrics-listen", "off", "--json",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        warned = process.stdout.readline()
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    assert "UNAVAILABLE" in warned
+    report = json.loads(output.splitlines()[-1])
+    assert report["failures"] >= 1
+    assert process.returncode == 1
+
+
+def test_faults_are_exported_as_zero_from_the_first_scrape(
+    shared_gateway: GatewayProcess,
+) -> None:
+    port = free_port()
+    with subprocess.Popen(
+        [
+            PROGRAM, "canary", "--address", shared_gateway.address, "--interval-s", "0.05",
+            "--metrics-listen", f"127.0.0.1:{port}",
+        ],
+        stdout=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        url = f"http://127.0.0.1:{port}/metrics"
+        page = eventually(lambda: _scraped(url, "read_seconds_count"), "a read on the page")
+        process.terminate()
+    for kind in ("lost", "doubled", "disordered", "wrong"):
+        assert f'headrace_canary_faults_total{{kind="{kind}"}} 0.0' in page
+    assert "headrace_canary_ack_seconds_bucket" in page
+
+
+def test_bad_flags_are_named() -> None:
+    done = canary("127.0.0.1:9", "--tls-ca", "/nowhere.pem")
+    assert done.returncode == 2
+    assert "--tls-ca /nowhere.pem" in done.stderr
+
+
+def _beaten(measurements: Measurements, beats: int) -> bool:
+    return bool(measurements.report()["beats"] >= beats)
+
+
+def _scraped(url: str, text: str) -> str | None:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            page: str = answer.read().decode()
+    except OSError:
+        return None
+    return page if text in page else None
