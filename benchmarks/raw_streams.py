@@ -10,6 +10,7 @@ drive it too; what it sends follows from `benchmarks.plan`.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from typing import Any, Final
 
 import grpc
 import numpy as np
+from headrace.stream_call import StreamCall, StreamOverError
 from headrace.v1 import metric_service_pb2 as wire
 from headrace.v1 import run_service_pb2, run_service_pb2_grpc
 
@@ -39,7 +41,6 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
 )
 _KEYS_PER_MESSAGE: Final = 10_000
-_RESUMABLE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +202,7 @@ class _Stream:
                     await self._converse(channel, encoder, go, stop)
                 return
             except grpc.aio.AioRpcError as error:
-                if not self._traffic.resume or error.code() not in _RESUMABLE:
+                if not self._traffic.resume or error.code() is not grpc.StatusCode.UNAVAILABLE:
                     reason = f"stream {self.number}: {error.code()} {error.details()}"
                     self._tally.errors.append(reason)
                     self.opened.set()
@@ -221,8 +222,10 @@ class _Stream:
         self, channel: grpc.aio.Channel, encoder: Encoder, go: asyncio.Event, stop: asyncio.Event
     ) -> None:
         await self._create_run(channel)
-        call: Any = channel.stream_stream(_METHOD, None, wire.WriteMetricsResponse.FromString)(
-            metadata=self._metadata
+        call = StreamCall[wire.WriteMetricsResponse](
+            channel.stream_stream(_METHOD, None, wire.WriteMetricsResponse.FromString)(
+                metadata=self._metadata
+            )
         )
         traffic = self._traffic
         opening = wire.OpenWriter(
@@ -232,10 +235,11 @@ class _Stream:
             rank=traffic.rank(self.number),
             attempt=1,
         )
-        await call.write(wire.WriteMetricsRequest(open=opening).SerializeToString())
+        with contextlib.suppress(StreamOverError):  # `read` tells why
+            await call.write(wire.WriteMetricsRequest(open=opening).SerializeToString())
         answer = await call.read()
-        if answer is grpc.aio.EOF:
-            raise await _failure(call)
+        if answer is None:
+            raise _ended_early()
         self._acknowledge(answer.opened.committed_sequence)
         self._in_flight.clear()
         if answer.opened.finished:
@@ -254,7 +258,7 @@ class _Stream:
             else:
                 await self._send(call, encoder, stop, reader)
                 await self._end(call, reader)
-        except asyncio.InvalidStateError:
+        except StreamOverError:
             pass  # the call ended under a write; the reader knows why
         finally:
             if not reader.done() and traffic.idle:
@@ -264,7 +268,9 @@ class _Stream:
         if failure is not None and not isinstance(failure, asyncio.CancelledError):
             raise failure
 
-    async def _end(self, call: Any, reader: asyncio.Task[None]) -> None:
+    async def _end(
+        self, call: StreamCall[wire.WriteMetricsResponse], reader: asyncio.Task[None]
+    ) -> None:
         if self._moving:
             await asyncio.wait([reader])
             return
@@ -280,7 +286,11 @@ class _Stream:
         call.cancel()
 
     async def _send(
-        self, call: Any, encoder: Encoder, stop: asyncio.Event, reader: asyncio.Task[None]
+        self,
+        call: StreamCall[wire.WriteMetricsResponse],
+        encoder: Encoder,
+        stop: asyncio.Event,
+        reader: asyncio.Task[None],
     ) -> None:
         traffic, plan = self._traffic, self._plan
         loop = asyncio.get_running_loop()
@@ -315,10 +325,10 @@ class _Stream:
         # A replacement of a killed process knows the end only from the plan.
         self._last_sequence = sequence - 1
 
-    async def _read(self, call: Any) -> None:
+    async def _read(self, call: StreamCall[wire.WriteMetricsResponse]) -> None:
         finished = False
         try:
-            while (answer := await call.read()) is not grpc.aio.EOF:
+            while (answer := await call.read()) is not None:
                 kind = answer.WhichOneof("message")
                 if kind == "ack":
                     self._acknowledge(answer.ack.committed_sequence)
@@ -329,7 +339,7 @@ class _Stream:
                     self._moving = True
                     self._room.set()
             if not finished:
-                raise await _failure(call)
+                raise _ended_early()
         finally:
             self._room.set()
 
@@ -424,13 +434,13 @@ async def _first(waiter: Any, reader: asyncio.Task[None]) -> None:
     task.cancel()
 
 
-async def _failure(call: Any) -> grpc.aio.AioRpcError:
-    """The error that ended a call; a clean end before `finished` is one too."""
-    code = await call.code()
-    if code is grpc.StatusCode.OK:
-        code = grpc.StatusCode.UNAVAILABLE
+def _ended_early() -> grpc.aio.AioRpcError:
+    """What a clean end before `finished` counts as."""
     return grpc.aio.AioRpcError(
-        code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(),
+        details="the stream ended without `finished`",
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "long" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the gateways' logs where a test failed: a refusal's cause stands there."""
+    report = yield
+    if report.failed:
+        for process in GatewayProcess.known:
+            report.sections.append((f"Log of the gateway at {process.address}", process.log_tail()))
+    return report
 
 
 def run_apart(coroutine: Any) -> Any:

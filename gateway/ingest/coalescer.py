@@ -10,7 +10,8 @@ Rules it holds to:
    that is larger by itself. Large is good: the busier the gateway, the longer the
    chunks and the cheaper each point.
 4. Runs that reject late points get flushes of their own: deciding what is late
-   needs locks that no other run should wait for.
+   needs locks that no other run should wait for. While both kinds are ready, they
+   take turns.
 """
 
 from collections import deque
@@ -46,12 +47,13 @@ class Coalescer:
         pending_points: points admitted and not yet taken.
     """
 
-    __slots__ = ("_points_max", "_ready", "_ready_rejecting", "pending_points")
+    __slots__ = ("_points_max", "_ready", "_ready_rejecting", "_rejecting_next", "pending_points")
 
     def __init__(self, *, points_max: int) -> None:
         self._points_max = points_max
         self._ready: deque[Session] = deque()
         self._ready_rejecting: deque[Session] = deque()
+        self._rejecting_next = True
         self.pending_points = 0
 
     @property
@@ -66,9 +68,11 @@ class Coalescer:
 
     def take(self) -> list[Portion]:
         """Return the next flush; empty when nothing is ready."""
-        # Rejecting runs are rare: going first costs the others one flush at most,
-        # since a session that was served waits behind them.
-        queue = self._ready_rejecting or self._ready
+        if self._rejecting_next:
+            queue = self._ready_rejecting or self._ready
+        else:
+            queue = self._ready or self._ready_rejecting
+        self._rejecting_next = queue is self._ready
         portions: list[Portion] = []
         room = self._points_max
         while queue and room > 0:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import structlog
 
-from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
+from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.flush import OpenedWriter, OpenRequest
 from gateway.ingest.budget import PendingBytes
 from gateway.ingest.coalescer import Coalescer, Portion
@@ -316,7 +316,8 @@ class IngestEngine:
             if alive:
                 try:
                     await self._store.touch_runs(sorted(alive))
-                except StoreUnavailableError:
+                except HeadraceError as error:
+                    _LOG.warning("heartbeats not noted; the next ones may be", error=error.message)
                     self._alive |= alive
 
 

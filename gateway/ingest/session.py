@@ -130,7 +130,6 @@ class Session:
         Raises:
             HeadraceError: the batch breaks the contract; the session is unchanged.
         """
-        self._refuse_after_finish()
         if batch.record_count < 1:
             raise HeadraceError(
                 Reason.FIELD_INVALID,
@@ -142,6 +141,7 @@ class Session:
         if batch.last_sequence <= self._admitted_sequence and batch.first_sequence >= 1:
             self._ack_due = self._ack_due or batch.last_sequence <= self.committed_sequence
             return False
+        self._refuse_after_finish()
         if batch.first_sequence != self._admitted_sequence + 1:
             raise HeadraceError(
                 Reason.SEQUENCE_GAP,
@@ -253,7 +253,7 @@ class Session:
         self.committed_sequence = last_sequence
         self.pending_bytes -= size_bytes
         self._ack_due = True
-        if self.draining and not self.pending:
+        if self.draining and last_sequence == self._admitted_sequence:
             self.end(None)
         self.on_change()
 
@@ -276,6 +276,11 @@ class Session:
             if self.idle:
                 self.end(None)
             self.on_change()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the session ended with an error: nothing of it is stored from here on."""
+        return self.ending is not None and self.ending.error is not None
 
     @property
     def idle(self) -> bool:

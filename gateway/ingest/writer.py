@@ -166,7 +166,7 @@ class Writer:
         (portion,) = portions
         if len(portion.batches) > 1:
             for batch in portion.batches:
-                if portion.session.ending is not None:
+                if portion.session.failed:
                     return
                 await self.flush(
                     [

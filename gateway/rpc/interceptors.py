@@ -210,6 +210,8 @@ def _bounded(parse: _Parse | None) -> _Parse:
 def _known_error(error: BaseException, call: _Call) -> HeadraceError:
     """Return the error to report; a group is reported by its first known member."""
     if isinstance(error, HeadraceError):
+        if error.reason is Reason.INTERNAL:
+            _LOG.error("call failed", method=call.method, exc_info=error)
         return error
     if isinstance(error, DecodeError):
         return HeadraceError(

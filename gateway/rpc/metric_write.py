@@ -3,7 +3,9 @@
 Two tasks and sometimes a third serve a stream: the call's own waits for the end,
 a reader feeds the session (a `read` is never cancelled: grpcio leaks what it had
 allocated for it), and a responder lives only while something is owed to the
-client, so that a client that does not read its acks blocks nobody.
+client, so that a client that does not read its acks blocks nobody. One of them
+writes at a time (gRPC refuses a second write): the call's own task before it has
+written `opened` and after the end, the responder between.
 """
 
 import asyncio
@@ -83,7 +85,7 @@ class _Stream:
         self._sends_acks = sends_acks
         self._changed = asyncio.Event()
         self._responder: asyncio.Task[None] | None = None
-        self._session: Session | None = None
+        self._answered: Session | None = None  # by a responder, while it is set
 
     async def run(self) -> Session | None:
         """Serve the stream; None when the client left before it opened."""
@@ -91,15 +93,17 @@ class _Stream:
         if first is grpc.aio.EOF:
             return None
         session = await self._engine.open(_open_request(_message(first)), on_change=self._wake)
-        self._session = session
         try:
             if self._sends_acks:
                 await self._context.write(_opened(session, self._engine))
+                self._answered = session
+                self._wake()
             reader = asyncio.create_task(self._read(session))
             reader.add_done_callback(self._reader_ended)
             while not self._over(session, reader):
                 self._changed.clear()
                 await self._changed.wait()
+            self._answered = None
             if session.ending is not None and session.ending.error is not None:
                 raise session.ending.error
             if reader.done():
@@ -169,9 +173,8 @@ class _Stream:
     def _wake(self) -> None:
         """React to a change of the session; called by whoever changed it."""
         self._changed.set()
-        session = self._session
-        if session is not None and self._responder is None and self._sends_acks:
-            self._responder = asyncio.create_task(self._respond_and_go(session))
+        if self._answered is not None and self._responder is None:
+            self._responder = asyncio.create_task(self._respond_and_go(self._answered))
 
     async def _respond_and_go(self, session: Session) -> None:
         try:

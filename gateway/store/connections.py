@@ -4,7 +4,9 @@ What it promises: the number of this process's backends in PostgreSQL never
 exceeds `ingest_connections + query_connections`, backends that are still dying
 included. A connection that broke is replaced only when its old backend is gone:
 another live connection terminates it by pid and start time and waits until
-`pg_stat_activity` no longer shows it. Nothing else opens connections.
+`pg_stat_activity` no longer shows it. When no connection is live (the database
+restarted, or the network swallowed them all), the replacement ends its
+predecessor as its first act. Nothing else opens connections.
 
 Ingest connections are lent for life to writer tasks (`Database.ingest`); query
 connections are shared by everything else, one caller at a time
@@ -121,14 +123,20 @@ class Slot:
         self.connection = None
         async with self._database.reviving:
             await self._database.wait_until_gone(self)
+            connection: asyncpg.Connection | None = None
             try:
                 connection = await self._database.connect_one(self._statement_timeout_s)
+                await end_backend(self, through=connection)
                 row = await connection.fetchrow(
                     "SELECT pid, backend_start::text AS start FROM pg_stat_activity"
                     " WHERE pid = pg_backend_pid()"
                 )
-            except (*CONNECTION_LOST, TimeoutError, asyncpg.PostgresError) as error:
-                raise translate(error) from error
+            except BaseException as error:
+                if connection is not None:
+                    connection.terminate()
+                if isinstance(error, (*CONNECTION_LOST, TimeoutError, asyncpg.PostgresError)):
+                    raise translate(error) from error
+                raise
             self._backend = (row["pid"], row["start"])
             self.connection = connection
             return connection
@@ -251,9 +259,9 @@ class Database:
     async def wait_until_gone(self, broken: Slot) -> None:
         """Return when the slot's old backend no longer counts against the budget.
 
-        Every slot without a live connection is settled at once, through any idle
-        live connection. When there is none, the database has most likely
-        restarted; a short wait covers backends that are on their way out.
+        It is ended through any idle live connection. When there is none, the
+        database has most likely restarted: a short wait covers backends that are
+        on their way out, and the slot's next connection makes sure.
         """
         if broken.backend is None:
             return
@@ -261,11 +269,10 @@ class Database:
         if helper is None:
             others_live = any(slot.live for slot in (*self._query_slots, *self.ingest))
             await asyncio.sleep(0.25 if others_live else 0.1 + random.random() * 0.1)
-            broken.forget_backend()
             return
         self._idle.remove(helper)
         try:
-            await terminate_backend(helper, broken)
+            await _end_through(helper, broken)
         finally:
             await self._release(helper)
 
@@ -294,31 +301,40 @@ class Database:
                     connection.terminate()
 
 
-async def terminate_backend(helper: Slot, broken: Slot) -> None:
-    """End the old backend of `broken` through `helper`'s connection and wait for its end.
+async def end_backend(broken: Slot, *, through: asyncpg.Connection) -> None:
+    """End the old backend of `broken`, if it may still exist, and wait until it is gone.
 
     Raises:
-        StoreUnavailableError: it did not go away in time, or `helper` broke too.
+        StoreUnavailableError: it did not go away in time.
+        Exception: of the driver, about `through`.
     """
-    if broken.backend is None or helper.connection is None:
+    if broken.backend is None:
         return
     pid, start = broken.backend
     deadline = asyncio.get_running_loop().time() + _GONE_TIMEOUT_S
+    while await through.fetchval(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid = $1 AND backend_start = $2::text::timestamptz",
+        pid,
+        start,
+        timeout=5,
+    ):
+        if asyncio.get_running_loop().time() > deadline:
+            raise StoreUnavailableError(f"the old database backend {pid} does not end")
+        await asyncio.sleep(_GONE_POLL_S)
+    broken.forget_backend()
+
+
+async def _end_through(helper: Slot, broken: Slot) -> None:
+    assert helper.connection is not None  # noqa: S101 - the caller chose a live one
     try:
-        while await helper.connection.fetchval(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE pid = $1 AND backend_start = $2::text::timestamptz",
-            pid,
-            start,
-            timeout=5,
-        ):
-            if asyncio.get_running_loop().time() > deadline:
-                raise StoreUnavailableError(f"the old database backend {pid} does not end")
-            await asyncio.sleep(_GONE_POLL_S)
+        await end_backend(broken, through=helper.connection)
     except (*CONNECTION_LOST, TimeoutError, asyncpg.PostgresError) as error:
         helper.discard()
         raise translate(error) from error
-    broken.forget_backend()
+    except asyncio.CancelledError:
+        helper.discard()  # in the middle of a statement
+        raise
 
 
 def _busy(connection: asyncpg.Connection | None) -> bool:

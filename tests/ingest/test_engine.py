@@ -9,11 +9,14 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from headrace.v1 import metric_service_pb2 as pb
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.flush import OpenRequest
+from gateway.domain.identity import ANONYMOUS, set_identity
 from gateway.ingest.engine import IngestEngine, IngestSettings
 from gateway.ingest.session import Session
+from gateway.rpc.metric_write import MetricWriteService
 from gateway.store.connections import Database
 from gateway.store.metrics import MetricStore
 from tests.ingest.streams import Point, batch
@@ -310,6 +313,58 @@ async def test_drain_commits_what_was_admitted_and_admits_no_more(bench: Bench) 
     assert await drained
     assert len(await bench.points(run_id)) == 5
     assert (await _refusal(bench, _request(run_id))).reason is Reason.DRAINING
+
+
+@pytest.mark.parametrize("slow", ["opened", "finished"])
+async def test_one_message_is_written_at_a_time_whenever_the_gateway_drains(
+    slow: str, bench: Bench
+) -> None:
+    """gRPC refuses a second write while one is under way: the stream would end with INTERNAL."""
+    set_identity(ANONYMOUS)
+    wire = _SlowWire(slow)
+    run_id = await bench.run()
+    opening = pb.OpenWriter(run_id=run_id.hex, writer_id=uuid4().hex, incarnation=uuid4().hex)
+    wire.say(pb.WriteMetricsRequest(open=opening))
+    wire.say(pb.WriteMetricsRequest(finish=pb.FinishWriter()))
+    stream = asyncio.create_task(MetricWriteService(bench.engine).write_metrics(None, wire))
+    async with asyncio.timeout(_DEADLINE_S):
+        await wire.reached.wait()
+        draining = asyncio.create_task(bench.engine.drain(_DEADLINE_S))
+        await asyncio.sleep(0)  # `drain` tells the streams before it waits,
+        await asyncio.sleep(0)  # and what that woke has run
+        wire.free.set()
+        await stream
+        assert await draining
+    assert (
+        wire.heard == {"opened": ["opened", "reconnect"], "finished": ["opened", "finished"]}[slow]
+    )
+
+
+class _SlowWire:
+    """A StreamContext that takes one write at a time, and one kind of message only when free."""
+
+    def __init__(self, slow: str) -> None:
+        self._slow = slow
+        self._said: asyncio.Queue[bytes] = asyncio.Queue()
+        self._writing = False
+        self.reached, self.free = asyncio.Event(), asyncio.Event()
+        self.heard: list[str | None] = []
+
+    def say(self, message: pb.WriteMetricsRequest) -> None:
+        self._said.put_nowait(message.SerializeToString())
+
+    async def read(self) -> object:
+        return await self._said.get()
+
+    async def write(self, message: pb.WriteMetricsResponse) -> None:
+        assert not self._writing, "a second write"
+        self._writing = True
+        kind = message.WhichOneof("message")
+        if kind == self._slow:
+            self.reached.set()
+            await self.free.wait()
+        self._writing = False
+        self.heard.append(kind)
 
 
 async def test_two_writers_that_create_the_same_series_share_it(bench: Bench) -> None:

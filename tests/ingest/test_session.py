@@ -96,8 +96,11 @@ def test_a_draining_session_ends_when_everything_is_committed() -> None:
     owner.drain()
     assert not owner.ending
     assert owner.take_reconnect()
+    owner.admit(batch(2, [_POINT]))
     owner.pending.clear()
     owner.committed(1, 28)
+    assert not owner.ending  # refused content is committed batch by batch
+    owner.committed(2, 28)
     assert owner.ending == Ending(error=None)
 
 
@@ -143,3 +146,18 @@ def test_flushes_take_whole_prefixes_in_turn_and_keep_to_the_cap(
         flush()
     assert coalescer.pending_points == 0
     assert flushed == {n: list(range(1, sequence[n] + 1)) for n in range(5)}
+
+
+def test_runs_that_reject_late_points_take_turns_with_the_others() -> None:
+    rejecting = [session(1, rejects_late=True) for _ in range(2)]
+    ordinary = session(1)
+    coalescer = Coalescer(points_max=1)
+    served = []
+    for sequence in range(1, 9):
+        for owner in (*rejecting, ordinary):  # each always has more
+            owner.admit(batch(sequence, [_POINT]))
+            coalescer.admitted(owner, 1)
+        (portion,) = coalescer.take()
+        coalescer.release(portion.session)
+        served.append(portion.session is ordinary)
+    assert served == [False, True] * 4

@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 from urllib.request import urlopen
 
 _READY = re.compile(r"gRPC on (\S+), metrics on (\S+),")
@@ -28,7 +29,10 @@ class GatewayProcess:
         address: `host:port` of gRPC; kept by `restart`.
         metrics_url: where Prometheus reads.
         log_path: the gateway's log (JSON lines), all its lives.
+        known: every one that was started and is not forgotten; a failing test shows their logs.
     """
+
+    known: ClassVar["weakref.WeakSet[GatewayProcess]"] = weakref.WeakSet()
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class GatewayProcess:
         Raises:
             RuntimeError: it ended, or took too long; the message has its log.
         """
+        self.known.add(self)
         command = [sys.executable, "-m", "gateway.cli", "serve", "--listen", self.address]
         if "--metrics-listen" not in self._arguments:
             command += ["--metrics-listen", "127.0.0.1:0"]
@@ -105,8 +110,14 @@ class GatewayProcess:
                 break
             time.sleep(0.01)
         self.kill()
-        log_text = self.log_path.read_text(encoding="utf-8")[-4000:]
-        raise RuntimeError(f"the gateway does not serve: {output}\n{log_text}")
+        raise RuntimeError(f"the gateway does not serve: {output}\n{self.log_tail()}")
+
+    def log_tail(self, characters: int = 4_000) -> str:
+        """The end of its log."""
+        try:
+            return self.log_path.read_text(encoding="utf-8")[-characters:]
+        except FileNotFoundError:
+            return ""
 
     def kill(self) -> None:
         """SIGKILL."""

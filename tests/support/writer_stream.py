@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+from headrace.stream_call import StreamCall, StreamOverError
 from headrace.v1 import metric_service_pb2 as wire
 from headrace.v1 import run_service_pb2, run_service_pb2_grpc
 
@@ -20,6 +21,7 @@ OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_send_message_length", -1),
 )
+_ANSWER_DEADLINE_S: Final = 60.0  # a busy machine is slow
 TIME_US: Final = 1_767_225_600_000_000
 
 
@@ -108,29 +110,39 @@ class WriterStream:
 
     Attributes:
         committed: the last watermark received, -1 before `opened`.
+        over: whether a message could not be sent because the stream has ended.
         answers: every response, in order.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._call: Any = channel.stream_stream(WRITE, None, wire.WriteMetricsResponse.FromString)()
+        self._call = StreamCall[wire.WriteMetricsResponse](
+            channel.stream_stream(WRITE, None, wire.WriteMetricsResponse.FromString)()
+        )
+        self._failure: Failure | None = None
         self.committed = -1
+        self.over = False
         self.answers: list[wire.WriteMetricsResponse] = []
 
     async def send(self, *messages: bytes) -> None:
         """Send; a stream that has ended already says so in `failure`."""
         for message in messages:
-            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            try:
                 await self._call.write(message)
+            except StreamOverError:
+                self.over = True
+                return
 
     async def read(self) -> wire.WriteMetricsResponse | None:
         """Return the next response; None at the end of the stream."""
         try:
-            answer = await asyncio.wait_for(self._call.read(), 30)
-        except grpc.aio.AioRpcError:
+            answer = await asyncio.wait_for(self._call.read(), _ANSWER_DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            self._failure = failure_of(
+                error.code(), error.details(), list(error.trailing_metadata() or ())
+            )
             return None
-        if answer is grpc.aio.EOF:
+        if answer is None:
             return None
-        assert isinstance(answer, wire.WriteMetricsResponse)
         kind = answer.WhichOneof("message")
         if kind in ("opened", "ack", "finished"):
             committed = getattr(answer, str(kind)).committed_sequence
@@ -149,11 +161,7 @@ class WriterStream:
         """Read to the end of the stream and return how it failed."""
         while await self.read() is not None:
             pass
-        return failure_of(
-            await self._call.code(),
-            await self._call.details(),
-            await self._call.trailing_metadata(),
-        )
+        return self._failure or failure_of(grpc.StatusCode.OK, "", ())
 
     def cancel(self) -> None:
         """Drop the stream."""

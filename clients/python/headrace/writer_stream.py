@@ -12,7 +12,7 @@ import struct
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -23,6 +23,7 @@ from headrace.record import RecordColumns
 from headrace.sender_status import SenderStatus
 from headrace.spool_files import WriterIdentity
 from headrace.spool_reader import KeyReader, SpoolReader
+from headrace.stream_call import StreamCall, StreamOverError
 from headrace.trainer_watch import TrainerWatch
 from headrace.v1 import error_reason_pb2, metric_service_pb2
 
@@ -48,8 +49,6 @@ KEYS_MESSAGE_BYTES: Final = 256 * 1024
 
 DROPPED_POINTS_KEY: Final = "headrace/dropped_points"
 """The key under which a run records how many points found no space on disk."""
-
-_Call = grpc.aio.StreamStreamCall[bytes, metric_service_pb2.WriteMetricsResponse]
 
 
 class WriterFinishedEarlyError(Exception):
@@ -103,11 +102,13 @@ class WriterStream:
         self._everything_sent = False
         self._opened = False
         self._opened_finished = False
-        self._call: _Call = channel.stream_stream(
-            METHOD,
-            request_serializer=None,
-            response_deserializer=metric_service_pb2.WriteMetricsResponse.FromString,
-        )(metadata=metadata)
+        self._call = StreamCall[metric_service_pb2.WriteMetricsResponse](
+            channel.stream_stream(
+                METHOD,
+                request_serializer=None,
+                response_deserializer=metric_service_pb2.WriteMetricsResponse.FromString,
+            )(metadata=metadata)
+        )
 
     @property
     def settled(self) -> bool:
@@ -123,7 +124,8 @@ class WriterStream:
             OSError: the spool cannot be read.
         """
         try:
-            await self._open()
+            with contextlib.suppress(StreamOverError):  # `_receive` tells why
+                await self._open()
             async with asyncio.TaskGroup() as tasks:
                 sending = tasks.create_task(self._send())
                 end = await self._receive()
@@ -150,7 +152,7 @@ class WriterStream:
                 )
             )
         )
-        response = await self._read()
+        response = await self._call.read()
         if response is None or response.WhichOneof("message") != "opened":
             return  # ended or drained before it began; `_receive` sees the same end again
         opened = response.opened
@@ -173,7 +175,7 @@ class WriterStream:
 
     async def _send(self) -> None:
         """Sends until the spool ends or the stream does (then `_receive` knows why)."""
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(StreamOverError):
             while not self._draining:
                 ended = self._watch.ended
                 columns = self._reader.read(BATCH_POINTS_MAX, ended=ended)
@@ -274,7 +276,7 @@ class WriterStream:
         """Takes responses until the stream ends."""
         reconnect_within_s: float | None = None
         finished = False
-        while (response := await self._read()) is not None:
+        while (response := await self._call.read()) is not None:
             kind = response.WhichOneof("message")
             if kind == "ack":
                 self._take_rejections(response.ack.rejections)
@@ -298,20 +300,13 @@ class WriterStream:
         self._reader.trim(sequence)
         self._status.write()
         if self._everything_sent and not in_flight:
-            with contextlib.suppress(asyncio.InvalidStateError):
-                await self._call.done_writing()
+            await self._call.done_writing()
 
     def _take_rejections(self, samples: Any) -> None:
         named = error_reason_pb2.ErrorReason.Name
         self._status.rejected(
             (named(sample.reason).removeprefix("ERROR_REASON_"), sample) for sample in samples
         )
-
-    async def _read(self) -> metric_service_pb2.WriteMetricsResponse | None:
-        response = await self._call.read()
-        if response is grpc.aio.EOF:
-            return None
-        return cast("metric_service_pb2.WriteMetricsResponse", response)
 
     async def _write(self, message: metric_service_pb2.WriteMetricsRequest | bytes) -> None:
         data = message if isinstance(message, bytes) else message.SerializeToString()
