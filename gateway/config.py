@@ -102,6 +102,9 @@ class Settings(BaseModel):
     """Database connections that commit points, of all workers together."""
     query_connections: int = Field(default=4, ge=1, le=256)
     """Database connections for everything else, of all workers together."""
+    ingest_timeout_s: float = Field(default=30.0, ge=1, le=3_600)
+    """A database that answers a flush's statement with silence for so long is given up:
+    the connection is replaced and the flush tried again."""
 
     pending_bytes_max: ByteSize = Field(default=ByteSize(256 * 2**20), ge=4 * 2**20)
     """Admitted and uncommitted bytes, of all workers together; above it, reading stops."""

@@ -252,6 +252,7 @@ async def _connect(settings: Settings, worker: int) -> Database:
                 settings.dsn,
                 ingest_connections=settings.ingest_connections,
                 query_connections=settings.query_connections,
+                ingest_timeout_s=settings.ingest_timeout_s,
                 application_name=f"headrace-gateway/{worker}",
             )
         except StoreUnavailableError as error:

@@ -20,8 +20,6 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
-import aioboto3
-from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError
 
 from gateway.blobs.body import Body
@@ -111,6 +109,10 @@ class Bucket:
         return self._settings.key_prefix
 
     async def __aenter__(self) -> Self:
+        # Here: a third of a gateway's start, of no use to one without a bucket.
+        import aioboto3  # noqa: PLC0415
+        from aiobotocore.config import AioConfig  # noqa: PLC0415
+
         settings = self._settings
         session = aioboto3.Session()
 

@@ -7,7 +7,6 @@ of the store but facts its callers act on; they have classes of their own.
 import asyncio
 from typing import Any, Final
 
-import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -74,9 +73,9 @@ def translate(error: BaseException, *, operation: str, bucket: str) -> HeadraceE
             operation,
             bucket,
         )
-    if isinstance(
-        error, BotoCoreError | aiohttp.ClientError | TimeoutError | OSError | asyncio.TimeoutError
-    ):
+    from aiohttp import ClientError as HttpError  # noqa: PLC0415 - only S3 calls need aiohttp
+
+    if isinstance(error, BotoCoreError | HttpError | TimeoutError | OSError | asyncio.TimeoutError):
         return _unavailable(f"{type(error).__name__}", operation, bucket)
     return HeadraceError(
         Reason.INTERNAL, f"{operation} in bucket {bucket!r} failed: {type(error).__name__}"

@@ -158,5 +158,5 @@ def key_fault(key: str) -> str | None:
     if len(key) > KEY_CHARACTERS_MAX:
         return f"the key has {len(key)} characters; the limit is {KEY_CHARACTERS_MAX}"
     if not key.isprintable() and any(ord(c) < 32 or ord(c) == 127 for c in key):
-        return "the key contains NUL or another control character"
+        return f"the key {key[:80]!r} contains NUL or another control character"
     return None

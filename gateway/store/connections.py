@@ -33,9 +33,10 @@ _GONE_POLL_S = 0.01
 _SEND_BUFFER_BYTES = 4 * 1024 * 1024  # one COPY piece and more: fewer wake-ups of the event loop
 _QUERY_TIMEOUT_S = 60.0
 _PEER_TIMEOUT_MS = 10_000  # bytes unacknowledged for so long: the network swallowed the peer
-_INGEST_STATEMENT_TIMEOUT_S = 30.0
+_INGEST_TIMEOUT_S = 30.0
 # A peer that is mute, whatever the cause, is given up after this, its backend ended
 # and the flush tried again; nothing is lost by giving up too early.
+_HELPER_TIMEOUT_S = 5.0
 
 _SESSION_SETTINGS = {
     # A peer that vanished without a word must not keep row locks: the kernel
@@ -146,13 +147,18 @@ class Database:
     """The connections of one gateway process. Make it with `Database.connect`."""
 
     def __init__(
-        self, dsn: str, *, ingest_connections: int, query_connections: int, application_name: str
+        self,
+        dsn: str,
+        *,
+        ingest_connections: int,
+        query_connections: int,
+        ingest_timeout_s: float,
+        application_name: str,
     ) -> None:
         self._dsn = dsn
         self._application_name = application_name
         self.ingest: tuple[Slot, ...] = tuple(
-            Slot(self, statement_timeout_s=_INGEST_STATEMENT_TIMEOUT_S)
-            for _ in range(ingest_connections)
+            Slot(self, statement_timeout_s=ingest_timeout_s) for _ in range(ingest_connections)
         )
         self._query_slots = tuple(Slot(self) for _ in range(query_connections))
         self._idle: deque[Slot] = deque(self._query_slots)
@@ -167,6 +173,7 @@ class Database:
         *,
         ingest_connections: int,
         query_connections: int,
+        ingest_timeout_s: float = _INGEST_TIMEOUT_S,
         application_name: str = "headrace-gateway",
     ) -> "Database":
         """Open every connection of the budget.
@@ -178,6 +185,7 @@ class Database:
             dsn,
             ingest_connections=ingest_connections,
             query_connections=query_connections,
+            ingest_timeout_s=ingest_timeout_s,
             application_name=application_name,
         )
         try:
@@ -317,7 +325,7 @@ async def end_backend(broken: Slot, *, through: asyncpg.Connection) -> None:
         " WHERE pid = $1 AND backend_start = $2::text::timestamptz",
         pid,
         start,
-        timeout=5,
+        timeout=_HELPER_TIMEOUT_S,
     ):
         if asyncio.get_running_loop().time() > deadline:
             raise StoreUnavailableError(f"the old database backend {pid} does not end")

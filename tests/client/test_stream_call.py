@@ -26,7 +26,7 @@ async def _refuse(_: object, context: Any) -> None:
 @contextlib.asynccontextmanager
 async def _server() -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
-    handler = grpc.stream_stream_rpc_method_handler(_refuse)
+    handler: Any = grpc.stream_stream_rpc_method_handler(_refuse)
     handlers = grpc.method_handlers_generic_handler("test.Service", {"Converse": handler})
     server.add_generic_rpc_handlers((handlers,))
     port = server.add_insecure_port("127.0.0.1:0")

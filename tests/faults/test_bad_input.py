@@ -65,6 +65,7 @@ def _limits(name: str, value: object, limit: object = "*") -> dict[str, str]:
     return {"field": name, "value": str(value), "limit": str(limit)}
 
 
+_YEAR_10000_US: Final = 253_402_300_800_000_000
 _NO_RUN: Final = uuid.uuid4().hex
 _CASES: Final = {
     "unknown run": Bad(
@@ -225,20 +226,29 @@ async def test_bad_conversation_ends_with_one_clear_error(
 
 
 @pytest.mark.parametrize(
-    ("point", "reason", "where"),
-    [
-        (("", 1, 1), "KEY_INVALID", "key"),
-        (("k" * 251, 1, 1), "KEY_INVALID", "key"),
-        (("nul\0", 1, 1), "KEY_INVALID", "key"),
-        (("bell\7", 1, 1), "KEY_INVALID", "key"),
-        (("fine", 2**62 + 1, 1), "STEP_OUT_OF_RANGE", "step"),
-        (("fine", -(2**63), 1), "STEP_OUT_OF_RANGE", "step"),
-        (("fine", 1, -1), "TIME_OUT_OF_RANGE", "time_unix_us"),
-        (("fine", 1, 253_402_300_800_000_000), "TIME_OUT_OF_RANGE", "time_unix_us"),
+    ("point", "reason", "where", "says"),
+    [  # `says`: the limit and the value, as the detail names them
+        (("", 1, 1), "KEY_INVALID", "key", ("empty", "1 character")),
+        (("k" * 251, 1, 1), "KEY_INVALID", "key", ("250", "251")),
+        (("nul\0", 1, 1), "KEY_INVALID", "key", ("NUL", r"'nul\x00'")),
+        (("bell\7", 1, 1), "KEY_INVALID", "key", ("control character", r"'bell\x07'")),
+        (("fine", 2**62, 1), "STEP_OUT_OF_RANGE", "step", (str(2**62 - 1), str(2**62))),
+        (("fine", -(2**63), 1), "STEP_OUT_OF_RANGE", "step", (str(-(2**62)), str(-(2**63)))),
+        (("fine", 1, -1), "TIME_OUT_OF_RANGE", "time_unix_us", ("[0, ", "is -1")),
+        (
+            ("fine", 1, _YEAR_10000_US),
+            "TIME_OUT_OF_RANGE",
+            "time_unix_us",
+            (str(_YEAR_10000_US - 1), f"is {_YEAR_10000_US}"),
+        ),
     ],
 )
 async def test_bad_point_is_rejected_counted_and_explained_while_its_record_is_stored(
-    point: tuple[str, int, int], reason: str, where: str, shared_gateway: GatewayProcess
+    point: tuple[str, int, int],
+    reason: str,
+    where: str,
+    says: tuple[str, str],
+    shared_gateway: GatewayProcess,
 ) -> None:
     key, step, time_us = point
     async with bystander(shared_gateway.address), connected(shared_gateway.address) as channel:
@@ -265,7 +275,8 @@ async def test_bad_point_is_rejected_counted_and_explained_while_its_record_is_s
         assert sample.sequence >= 1
         assert sample.step == step
         assert where in sample.field
-        assert sample.detail
+        for part in says:
+            assert part in sample.detail, sample
 
 
 async def test_another_incarnation_is_refused_and_fences_nobody(
@@ -283,6 +294,8 @@ async def test_another_incarnation_is_refused_and_fences_nobody(
             failure = await thief.failure()
             assert failure.code is grpc.StatusCode.ALREADY_EXISTS
             assert failure.reason == "WRITER_CLAIMED"
+            assert failure.metadata["field"] == "open.incarnation"
+            assert failure.metadata["value"] == "b" * 32
             await owner.send(batch(2))
             await owner.read_until(2)
 
@@ -349,6 +362,9 @@ async def test_writer_that_comes_back_as_another_rank_or_attempt_is_refused(
                 await stream.send(opening(run_id, writer_id=writer_id, **change))
                 failure = await stream.failure()
             assert (failure.code, failure.reason) == (_PRECONDITION, "WRITER_MISMATCH")
+            name, value = list(change.items())[-1]
+            was = {"rank": 3, "attempt": 1}[name]
+            assert failure.metadata.items() >= _limits(f"open.{name}", value, was).items()
 
 
 async def test_ranks_that_disagree_on_the_resume_step_are_both_named(

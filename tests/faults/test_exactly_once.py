@@ -3,11 +3,12 @@
 Writers, raw and real, stream known points while everything around them is
 killed and every wire is cut, in the order of a seed. Then: acknowledged ⊆
 stored ⊆ sent, each once, watermark = contiguous maximum. The test fails
-unless every kind of violence was done and a COMMIT was cut both before the
-server saw it and after it had executed it.
+unless every kind of violence was done and an ambiguous COMMIT turned out both
+ways: one that the gateway found committed, one that it found not to be.
 
-HEADRACE_TEST_SEED replays an order, HEADRACE_TEST_FAULTS_S prolongs it
-(60 s by default, 600 with --long).
+It goes on until a round of all kinds is done and the time is up; what a round
+missed is tried again. HEADRACE_TEST_SEED replays an order,
+HEADRACE_TEST_FAULTS_S prolongs it (30 s by default, 600 with --long).
 """
 
 import asyncio
@@ -26,7 +27,8 @@ from tests.support.proxy import Fault, Moment
 from tests.support.scene import Scene, scene
 
 _RECOVERY_S: Final = 45.0  # within which every writer makes progress again
-_TRAP_S: Final = 15.0
+_TRAP_S: Final = 30.0
+_ROUNDS_AGAIN_MAX: Final = 3  # for kinds that the rounds before missed
 
 
 class Violence:
@@ -59,6 +61,13 @@ class Violence:
             "wire half open": self._hold_wire,
             "wire trickling": self._trickle,
         }
+
+    @property
+    def missing(self) -> set[str]:
+        """The kinds that never took place, or never led the gateway where they should."""
+        settled = self._scene.settled_commits()
+        outcomes = {"COMMIT cut after": settled[True], "COMMIT cut before": settled[False]}
+        return {kind for kind in self.kinds if not self.done[kind] or not outcomes.get(kind, 1)}
 
     async def do(self, kind: str) -> None:
         """Do it; count it when it took place."""
@@ -166,7 +175,7 @@ async def test_every_point_is_stored_exactly_once_whatever_is_killed_or_cut(
     request: pytest.FixtureRequest,
 ) -> None:
     seed = int(os.environ.get("HEADRACE_TEST_SEED") or random.randrange(2**24))
-    default_s = 600 if request.config.getoption("--long") else 60
+    default_s = 600 if request.config.getoption("--long") else 30
     duration_s = float(os.environ.get("HEADRACE_TEST_FAULTS_S", default_s))
     print(f"seed {seed}, {duration_s:.0f} s")
     async with scene(seed=seed) as stage:
@@ -177,9 +186,14 @@ async def test_every_point_is_stored_exactly_once_whatever_is_killed_or_cut(
         await stage.progress(_RECOVERY_S)
         started = time.monotonic()
         slowest: tuple[float, str] = (0.0, "")
-        rounds = 0
-        while time.monotonic() - started < duration_s or not rounds:
-            order = list(violence.kinds)
+        rounds = again = 0
+        while (up := time.monotonic() - started < duration_s) or not rounds or violence.missing:
+            if rounds and not up:
+                again += 1
+                assert again <= _ROUNDS_AGAIN_MAX, (
+                    f"seed {seed}: never happened: {violence.missing}"
+                )
+            order = sorted(violence.kinds if up or not rounds else violence.missing)
             stage.random.shuffle(order)
             while order:
                 # Alone at first; later also two at once.
@@ -199,5 +213,5 @@ async def test_every_point_is_stored_exactly_once_whatever_is_killed_or_cut(
         )
         for kind, times in sorted(violence.done.items()):
             print(f"{times:4} x {kind}")
-        missing = violence.kinds.keys() - violence.done.keys()
-        assert not missing, f"seed {seed}: never took place: {missing}"
+        settled = stage.settled_commits()
+        print(f"ambiguous commits: {settled[True]} found committed, {settled[False]} found not")

@@ -147,6 +147,13 @@ class Proxy:
             connection.cut()
         return len(live)
 
+    def swallow(self) -> int:
+        """Black-hole the live connections for good; new ones are forwarded. Return how many."""
+        live = list(self._live)
+        for connection in live:
+            connection.fall_silent()
+        return len(live)
+
     def hold(self) -> None:
         """Black-hole every connection, also new ones, without closing any."""
         self._flowing.clear()
@@ -262,6 +269,9 @@ class _Connection:
         _reset(self._client_writer)
         _reset(self._server_writer)
 
+    def fall_silent(self) -> None:
+        self._silent.set()
+
     @contextlib.contextmanager
     def _resets_passed_on(self) -> Iterator[None]:
         """Reset both sides when one is reset; a hole passes nothing on."""
@@ -338,7 +348,7 @@ class _Connection:
         if trap.fault is Fault.CUT:
             self.cut()
         else:
-            self._silent.set()
+            self.fall_silent()
         trap.spring(outcome)
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -266,6 +267,12 @@ class Scene:
                 log = self.gateway.log_path.read_text(encoding="utf-8")[-6_000:]
                 raise AssertionError(f"no progress of senders {waiting}; the gateway says:\n{log}")
             await asyncio.sleep(0.05)
+
+    def settled_commits(self) -> Counter[bool]:
+        """How often the gateway found an ambiguous COMMIT committed, and how often not."""
+        log = self.gateway.log_path.read_text(encoding="utf-8")
+        lines = [line for line in log.splitlines() if "ambiguous commit settled" in line]
+        return Counter('"committed": true' in line for line in lines)
 
     async def backends(self) -> list[int]:
         """The process ids of the gateway's backends."""
