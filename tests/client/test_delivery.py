@@ -30,6 +30,14 @@ def spool_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def gateway(shared_gateway: GatewayProcess) -> Iterator[GatewayProcess]:
+    """The module's gateway: every test has runs of its own, and may kill and start it."""
+    yield shared_gateway
+    if shared_gateway.process.poll() is not None:
+        shared_gateway.start()
+
+
+@pytest.fixture
 def start(gateway: GatewayProcess, spool_root: Path) -> Iterator[Start]:
     """Starts a run against the gateway."""
     runs = []

@@ -14,8 +14,8 @@ from tests.support.gateway_process import GatewayProcess
 
 
 @pytest.fixture
-def channel(gateway: GatewayProcess) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(gateway.address) as opened:
+def channel(shared_gateway: GatewayProcess) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(shared_gateway.address) as opened:
         yield opened
 
 

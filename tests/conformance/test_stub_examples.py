@@ -49,13 +49,13 @@ def test_the_page_shows_the_file(language: str) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("language", EXAMPLES)
-def test_bare_stubs_store_points(language: str, gateway: GatewayProcess) -> None:
+def test_bare_stubs_store_points(language: str, shared_gateway: GatewayProcess) -> None:
     file, command = EXAMPLES[language]
     if shutil.which(command[0]) is None:
         pytest.skip(f"this machine has no {command[0]}")
     folder = CLIENTS / file.relative_to(CLIENTS).parts[0]
     done = subprocess.run(
-        [*command, gateway.address], cwd=folder, capture_output=True, text=True, check=False
+        [*command, shared_gateway.address], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     run_id, points = done.stdout.split()

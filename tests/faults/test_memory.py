@@ -18,7 +18,7 @@ _STREAMS: Final = 1_000
 _STREAM_BYTES: Final = 60_000  # an idle stream
 _LOOKAHEAD_BYTES: Final = 128 * 1024
 _PENDING_BYTES_MAX: Final = 64 * 2**20
-_PENDING_FACTOR: Final = 4  # k: columns, the flush being encoded, the COPY, the driver's buffer
+_PENDING_FACTOR: Final = 5  # k; docs/decisions/0003 says what it covers
 _BATCH_POINTS: Final = 8_192
 _MESSAGE_BYTES: Final = 28 * _BATCH_POINTS + 64  # the largest batch
 

@@ -42,7 +42,7 @@ class GatewayProcess:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         address: str = "127.0.0.1:0",
-        start_deadline_s: float = 30.0,
+        start_deadline_s: float = 90.0,
     ) -> None:
         """Prepare.
 
