@@ -106,7 +106,8 @@ type OpenWriter struct {
 	// when nothing is to be hidden. Range [-2^62, 2^62).
 	ResumeStep *int64 `protobuf:"zigzag64,6,opt,name=resume_step,json=resumeStep,proto3,oneof" json:"resume_step,omitempty"`
 	// Keys that no resume step hides: those whose step is another axis (an
-	// epoch, an evaluation number). At most 1,000.
+	// epoch, an evaluation number). A key that any attempt of the run exempts is
+	// exempt from the resume steps of all its attempts. At most 1,000.
 	ResumeExemptKeys []string `protobuf:"bytes,7,rep,name=resume_exempt_keys,json=resumeExemptKeys,proto3" json:"resume_exempt_keys,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -1701,18 +1702,25 @@ type ReadMetricsRequest struct {
 	FirstStep *int64 `protobuf:"zigzag64,5,opt,name=first_step,json=firstStep,proto3,oneof" json:"first_step,omitempty"`
 	// The greatest step, inclusive. Absent: no bound.
 	LastStep *int64 `protobuf:"zigzag64,6,opt,name=last_step,json=lastStep,proto3,oneof" json:"last_step,omitempty"`
-	// Default: the run's policy.
+	// Default: the run's policy. Decides within each attempt where attempts are
+	// kept apart, otherwise across them.
 	StepPolicy StepPolicy `protobuf:"varint,7,opt,name=step_policy,json=stepPolicy,proto3,enum=headrace.v1.StepPolicy" json:"step_policy,omitempty"`
-	// Returns at most this many points of each series, chosen by M4: the steps
+	// Returns at most this many points of each series (of each attempt of it,
+	// where attempts are kept apart), chosen by M4: the steps
 	// are divided into max_points / 4 equal spans, and of each the first, last,
 	// least and greatest point are kept, so that ends and extremes survive
 	// (Jugel et al., "M4: A Visualization-Oriented Time Series Data
 	// Aggregation", VLDB 2014). 0 means all points; 1 to 3 are refused. Not
 	// with `follow`.
 	MaxPoints uint32 `protobuf:"varint,8,opt,name=max_points,json=maxPoints,proto3" json:"max_points,omitempty"`
-	// Returns hidden points of earlier attempts too.
+	// Returns hidden points of earlier attempts too. Attempts are then kept
+	// apart: each message has the points of one attempt, and the step policy,
+	// the aggregation over ranks and max_points apply to each by itself.
 	IncludeHidden bool `protobuf:"varint,9,opt,name=include_hidden,json=includeHidden,proto3" json:"include_hidden,omitempty"`
-	// Goes on with new points after the snapshot.
+	// Goes on with new points after the snapshot. Attempts are kept apart, as
+	// with include_hidden. The snapshot is what the step policy and, without
+	// include_hidden, the resume steps leave; every point committed after it is
+	// returned, whatever a policy or a resume step says of it.
 	Follow        bool `protobuf:"varint,10,opt,name=follow,proto3" json:"follow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

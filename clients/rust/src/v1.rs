@@ -3005,7 +3005,8 @@ pub struct OpenWriter {
     #[prost(sint64, optional, tag = "6")]
     pub resume_step: ::core::option::Option<i64>,
     /// Keys that no resume step hides: those whose step is another axis (an
-    /// epoch, an evaluation number). At most 1,000.
+    /// epoch, an evaluation number). A key that any attempt of the run exempts is
+    /// exempt from the resume steps of all its attempts. At most 1,000.
     #[prost(string, repeated, tag = "7")]
     pub resume_exempt_keys: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -3372,10 +3373,12 @@ pub struct ReadMetricsRequest {
     /// The greatest step, inclusive. Absent: no bound.
     #[prost(sint64, optional, tag = "6")]
     pub last_step: ::core::option::Option<i64>,
-    /// Default: the run's policy.
+    /// Default: the run's policy. Decides within each attempt where attempts are
+    /// kept apart, otherwise across them.
     #[prost(enumeration = "StepPolicy", tag = "7")]
     pub step_policy: i32,
-    /// Returns at most this many points of each series, chosen by M4: the steps
+    /// Returns at most this many points of each series (of each attempt of it,
+    /// where attempts are kept apart), chosen by M4: the steps
     /// are divided into max_points / 4 equal spans, and of each the first, last,
     /// least and greatest point are kept, so that ends and extremes survive
     /// (Jugel et al., "M4: A Visualization-Oriented Time Series Data
@@ -3383,10 +3386,15 @@ pub struct ReadMetricsRequest {
     /// with `follow`.
     #[prost(uint32, tag = "8")]
     pub max_points: u32,
-    /// Returns hidden points of earlier attempts too.
+    /// Returns hidden points of earlier attempts too. Attempts are then kept
+    /// apart: each message has the points of one attempt, and the step policy,
+    /// the aggregation over ranks and max_points apply to each by itself.
     #[prost(bool, tag = "9")]
     pub include_hidden: bool,
-    /// Goes on with new points after the snapshot.
+    /// Goes on with new points after the snapshot. Attempts are kept apart, as
+    /// with include_hidden. The snapshot is what the step policy and, without
+    /// include_hidden, the resume steps leave; every point committed after it is
+    /// returned, whatever a policy or a resume step says of it.
     #[prost(bool, tag = "10")]
     pub follow: bool,
 }

@@ -91,7 +91,8 @@ class OpenWriter(google.protobuf.message.Message):
     @property
     def resume_exempt_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Keys that no resume step hides: those whose step is another axis (an
-        epoch, an evaluation number). At most 1,000.
+        epoch, an evaluation number). A key that any attempt of the run exempts is
+        exempt from the resume steps of all its attempts. At most 1,000.
         """
 
     def __init__(
@@ -787,9 +788,12 @@ class ReadMetricsRequest(google.protobuf.message.Message):
     last_step: builtins.int
     """The greatest step, inclusive. Absent: no bound."""
     step_policy: headrace.v1.run_service_pb2.StepPolicy.ValueType
-    """Default: the run's policy."""
+    """Default: the run's policy. Decides within each attempt where attempts are
+    kept apart, otherwise across them.
+    """
     max_points: builtins.int
-    """Returns at most this many points of each series, chosen by M4: the steps
+    """Returns at most this many points of each series (of each attempt of it,
+    where attempts are kept apart), chosen by M4: the steps
     are divided into max_points / 4 equal spans, and of each the first, last,
     least and greatest point are kept, so that ends and extremes survive
     (Jugel et al., "M4: A Visualization-Oriented Time Series Data
@@ -797,9 +801,16 @@ class ReadMetricsRequest(google.protobuf.message.Message):
     with `follow`.
     """
     include_hidden: builtins.bool
-    """Returns hidden points of earlier attempts too."""
+    """Returns hidden points of earlier attempts too. Attempts are then kept
+    apart: each message has the points of one attempt, and the step policy,
+    the aggregation over ranks and max_points apply to each by itself.
+    """
     follow: builtins.bool
-    """Goes on with new points after the snapshot."""
+    """Goes on with new points after the snapshot. Attempts are kept apart, as
+    with include_hidden. The snapshot is what the step policy and, without
+    include_hidden, the resume steps leave; every point committed after it is
+    returned, whatever a policy or a resume step says of it.
+    """
     @property
     def keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The keys to read, at most 10,000; none means all."""
