@@ -69,7 +69,8 @@ format: setup ## rewrite the code in house format
 # Generated with an old protoc on purpose: its output loads on every protobuf from 5.29 to 7.
 $(GEN)/.installed: Makefile
 	$(PYTHON) -m venv $(GEN)
-	$(GEN)/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.71.2' 'mypy-protobuf==3.7.0' 'setuptools<81'
+	$(GEN)/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.71.2' 'mypy-protobuf==3.7.0' 'setuptools<81' \
+		'googleapis-common-protos==1.70.0'
 	touch $@
 
 PROTOS = $(sort $(wildcard protos/headrace/v1/*.proto))
@@ -79,7 +80,7 @@ define generate
 endef
 
 .PHONY: gen
-gen: gen-python gen-go gen-rust ## regenerate the code of the contract, for the languages whose tools are here
+gen: gen-python gen-go gen-rust gen-typescript ## regenerate the code of the contract, for the languages whose tools are here
 
 .PHONY: gen-python
 gen-python: $(GEN)/.installed
@@ -116,6 +117,29 @@ gen-rust:
 	@echo "SKIPPED $@: this machine has no cargo"
 endif
 
+# With google.rpc.ErrorInfo and RetryInfo, which no npm package of their own has.
+TYPESCRIPT := clients/typescript
+define generate-typescript
+	$(GEN)/bin/python -m grpc_tools.protoc -I protos -I $(GEN)/lib/python*/site-packages \
+		--plugin=protoc-gen-es=$(TYPESCRIPT)/node_modules/.bin/protoc-gen-es \
+		--es_out=$(1) --es_opt=target=ts,import_extension=js $(PROTOS) google/rpc/status.proto google/rpc/error_details.proto
+endef
+
+.PHONY: setup-typescript gen-typescript
+ifneq ($(shell command -v npm 2>/dev/null || true),)
+setup-typescript: $(TYPESCRIPT)/node_modules/.package-lock.json
+
+$(TYPESCRIPT)/node_modules/.package-lock.json: $(TYPESCRIPT)/package-lock.json
+	cd $(TYPESCRIPT) && npm ci --silent --no-audit --no-fund
+
+gen-typescript: $(GEN)/.installed setup-typescript
+	rm -rf $(TYPESCRIPT)/src/gen && mkdir $(TYPESCRIPT)/src/gen
+	$(call generate-typescript,$(TYPESCRIPT)/src/gen)
+else
+setup-typescript gen-typescript:
+	@echo "SKIPPED $@: this machine has no npm"
+endif
+
 .PHONY: gen-check
 gen-check: $(GEN)/.installed
 	rm -rf .gen-check && mkdir .gen-check
@@ -146,6 +170,18 @@ check-rust: $(GEN)/.installed ## lint and test the Rust client, and its generate
 else
 check-rust:
 	@echo "SKIPPED $@: this machine has no cargo"
+endif
+
+.PHONY: check-typescript
+ifneq ($(shell command -v npm 2>/dev/null || true),)
+check-typescript: $(GEN)/.installed setup-typescript ## lint and test the TypeScript client, and its generated code
+	rm -rf .gen-check && mkdir .gen-check
+	$(call generate-typescript,.gen-check)
+	diff -r .gen-check $(TYPESCRIPT)/src/gen && rm -rf .gen-check
+	cd $(TYPESCRIPT) && npm run --silent lint && npm run --silent build && npm test --silent
+else
+check-typescript:
+	@echo "SKIPPED $@: this machine has no npm"
 endif
 
 .PHONY: clean
