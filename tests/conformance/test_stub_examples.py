@@ -36,6 +36,10 @@ EXAMPLES = {
             "--",
         ],
     ),
+    "typescript": (
+        CLIENTS / "typescript" / "examples" / "stub_stream.ts",
+        ["npm", "run", "--silent", "stub-stream", "--"],
+    ),
 }
 
 

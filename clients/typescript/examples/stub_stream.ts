@@ -4,38 +4,35 @@ import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/p
 import { Client, credentials } from "@grpc/grpc-js";
 import * as v1 from "headrace/v1";
 
-type Request = MessageInitShape<typeof v1.WriteMetricsRequestSchema>;
+const schema = v1.WriteMetricsRequestSchema;
 const newId = () => randomUUID().replaceAll("-", "");
 const client = new Client(process.argv[2] ?? "127.0.0.1:7420", credentials.createInsecure());
 const run = create(v1.CreateRunRequestSchema, { runId: newId() });
-await new Promise((resolve, reject) => {
+await new Promise((resolve) => {
   client.makeUnaryRequest(
     "/headrace.v1.RunService/CreateRun",
     () => Buffer.from(toBinary(v1.CreateRunRequestSchema, run)),
     (bytes) => fromBinary(v1.CreateRunResponseSchema, bytes),
     run,
-    (error, response) => {
-      if (error === null) resolve(response);
-      else reject(error);
-    },
+    resolve, // if it failed, the stream below tells why
   );
 });
-const schema = v1.WriteMetricsRequestSchema;
 const stream = client.makeBidiStreamRequest(
   "/headrace.v1.MetricService/WriteMetrics",
-  (request: Request) => Buffer.from(toBinary(schema, create(schema, request))),
+  (request: MessageInitShape<typeof schema>) =>
+    Buffer.from(toBinary(schema, create(schema, request))),
   (bytes) => fromBinary(v1.WriteMetricsResponseSchema, bytes),
 );
-const send = (message: Request["message"]) => stream.write({ message });
+const send = (message: MessageInitShape<typeof schema>["message"]) => stream.write({ message });
 send({ case: "open", value: { runId: run.runId, writerId: newId(), incarnation: newId() } });
 send({ case: "keys", value: { keys: [{ index: 0, key: "loss" }] } });
 for (let n = 1; n <= 100; n++) {
-  const sequence = { firstSequence: BigInt(n), recordCount: 1, seriesIndex: [0] };
   const point = { step: [BigInt(n)], timeUnixUs: [BigInt(Date.now()) * 1_000n], value: [1 / n] };
-  send({ case: "batch", value: { ...sequence, ...point } });
+  const value = { firstSequence: BigInt(n), recordCount: 1, seriesIndex: [0], ...point };
+  send({ case: "batch", value });
 }
 send({ case: "finish", value: { lastSequence: 100n } });
 for await (const { message } of stream as AsyncIterable<v1.WriteMetricsResponse>) {
-  if (message.case === "finished") console.log(run.runId, message.value.counters?.acceptedPoints);
+  if (message.case !== "finished") continue;
+  console.log(run.runId, String(message.value.counters?.acceptedPoints));
 }
-client.close();

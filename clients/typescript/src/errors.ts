@@ -52,11 +52,14 @@ export class HeadraceError extends Error {
 }
 
 /** The name of a reason; absent for one that this version does not know. */
-export function reasonOf(value: ErrorReason | string): Reason | undefined {
-  const name = typeof value === "string" ? value : (ErrorReason[value] as string | undefined);
-  return name !== undefined && name !== "UNSPECIFIED" && name in ErrorReason
-    ? (name as Reason)
-    : undefined;
+export function reasonOf(value: ErrorReason): Reason | undefined {
+  const name = ErrorReason[value] as string | undefined; // a newer gateway may know more
+  return name === undefined ? undefined : reasonNamed(name);
+}
+
+function reasonNamed(name: string): Reason | undefined {
+  const value = (ErrorReason as Readonly<Record<string, unknown>>)[name];
+  return name !== "UNSPECIFIED" && typeof value === "number" ? (name as Reason) : undefined;
 }
 
 /** The part of a response that the contract promises. */
@@ -88,7 +91,7 @@ function failureOf({ code, details, metadata }: Status): HeadraceError {
   for (const detail of fromBinary(StatusSchema, encoded).details) {
     const info = anyUnpack(detail, ErrorInfoSchema);
     if (info !== undefined) {
-      found.reason = reasonOf(info.reason);
+      found.reason = reasonNamed(info.reason);
       found.metadata = info.metadata;
     }
     const delay = anyUnpack(detail, RetryInfoSchema)?.retryDelay;
