@@ -74,7 +74,8 @@ export type OpenWriter = Message<"headrace.v1.OpenWriter"> & {
 
   /**
    * Keys that no resume step hides: those whose step is another axis (an
-   * epoch, an evaluation number). At most 1,000.
+   * epoch, an evaluation number). A key that any attempt of the run exempts is
+   * exempt from the resume steps of all its attempts. At most 1,000.
    *
    * @generated from field: repeated string resume_exempt_keys = 7;
    */
@@ -934,14 +935,16 @@ export type ReadMetricsRequest = Message<"headrace.v1.ReadMetricsRequest"> & {
   lastStep?: bigint | undefined;
 
   /**
-   * Default: the run's policy.
+   * Default: the run's policy. Decides within each attempt where attempts are
+   * kept apart, otherwise across them.
    *
    * @generated from field: headrace.v1.StepPolicy step_policy = 7;
    */
   stepPolicy: StepPolicy;
 
   /**
-   * Returns at most this many points of each series, chosen by M4: the steps
+   * Returns at most this many points of each series (of each attempt of it,
+   * where attempts are kept apart), chosen by M4: the steps
    * are divided into max_points / 4 equal spans, and of each the first, last,
    * least and greatest point are kept, so that ends and extremes survive
    * (Jugel et al., "M4: A Visualization-Oriented Time Series Data
@@ -953,14 +956,19 @@ export type ReadMetricsRequest = Message<"headrace.v1.ReadMetricsRequest"> & {
   maxPoints: number;
 
   /**
-   * Returns hidden points of earlier attempts too.
+   * Returns hidden points of earlier attempts too. Attempts are then kept
+   * apart: each message has the points of one attempt, and the step policy,
+   * the aggregation over ranks and max_points apply to each by itself.
    *
    * @generated from field: bool include_hidden = 9;
    */
   includeHidden: boolean;
 
   /**
-   * Goes on with new points after the snapshot.
+   * Goes on with new points after the snapshot. Attempts are kept apart, as
+   * with include_hidden. The snapshot is what the step policy and, without
+   * include_hidden, the resume steps leave; every point committed after it is
+   * returned, whatever a policy or a resume step says of it.
    *
    * @generated from field: bool follow = 10;
    */
