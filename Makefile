@@ -70,7 +70,7 @@ format: setup ## rewrite the code in house format
 $(GEN)/.installed: Makefile
 	$(PYTHON) -m venv $(GEN)
 	$(GEN)/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.71.2' 'mypy-protobuf==3.7.0' 'setuptools<81' \
-		'googleapis-common-protos==1.70.0'
+		'googleapis-common-protos==1.70.0' 'clang-format==23.1.5'
 	touch $@
 
 PROTOS = $(sort $(wildcard protos/headrace/v1/*.proto))
@@ -87,7 +87,6 @@ gen-python: $(GEN)/.installed
 	rm -f clients/python/headrace/v1/*_pb2*
 	$(call generate,clients/python)
 
-# Build caches of the other languages' generators stay in $(GEN), out of git.
 # The build caches of the other languages' generators stay in $(GEN), out of git.
 define generate-go
 	PATH="$(CURDIR)/$(GEN)/bin:$$PATH" $(GEN)/bin/python -m grpc_tools.protoc -I protos \
@@ -182,6 +181,21 @@ check-typescript: $(GEN)/.installed setup-typescript ## lint and test the TypeSc
 else
 check-typescript:
 	@echo "SKIPPED $@: this machine has no npm"
+endif
+
+CPP_FILES = $(wildcard $(addprefix clients/cpp/,include/headrace/*.h src/*.h src/*.cpp tests/*.cpp \
+	conformance/*.h conformance/*.cpp examples/*.cpp))
+
+.PHONY: check-cpp
+ifneq ($(shell for tool in cmake c++ protoc grpc_cpp_plugin; do command -v $$tool; done | wc -l),4)
+check-cpp:
+	@echo "SKIPPED $@: this machine lacks one of cmake, c++, protoc, grpc_cpp_plugin"
+else
+check-cpp: $(GEN)/.installed ## format check, warnings as errors and tests of the C++ client
+	$(GEN)/bin/clang-format --dry-run --Werror $(CPP_FILES)
+	cmake -S clients/cpp -B clients/cpp/.build
+	cmake --build clients/cpp/.build --parallel 2
+	ctest --test-dir clients/cpp/.build --output-on-failure
 endif
 
 .PHONY: clean

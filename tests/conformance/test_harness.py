@@ -1,6 +1,7 @@
 """The harness itself: its cases are well-formed, its encodings legal, its judgement strict."""
 
 import json
+import subprocess
 
 import jsonschema
 import pytest
@@ -9,7 +10,7 @@ from headrace.v1.metric_service_pb2 import WriteMetricsRequest
 
 from gateway.rpc.wire import decode
 from tests.conformance.cases import SCENARIOS, SCHEMA, Case, all_cases
-from tests.conformance.clients import all_clients
+from tests.conformance.clients import ROOT, Client, all_clients
 from tests.conformance.replay import same_message
 from tests.conformance.verdict import differences, stored_differences
 
@@ -34,6 +35,16 @@ def test_every_legal_encoding_decodes_alike(encoding: dict[str, str]) -> None:
 
 def test_every_folder_of_a_client_names_its_runners() -> None:
     assert {"python", "python-stubs"} <= {client.name for client in all_clients()}
+
+
+@pytest.mark.parametrize("client", all_clients(), ids=lambda client: client.name)
+def test_a_client_is_skipped_only_for_want_of_tools(client: Client) -> None:
+    target = "check" if client.folder.name == "python" else f"check-{client.folder.name}"
+    assert f"step {target}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ("SKIPPED" in done.stdout) == bool(client.missing_tools)
 
 
 def test_what_a_client_lacks_exists() -> None:

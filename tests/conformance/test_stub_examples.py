@@ -1,13 +1,12 @@
 """docs/clients.md: each stub example is the file it names, is short, and stores its points."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.clients import CLIENTS, ROOT
+from tests.conformance.clients import CLIENTS, ROOT, all_clients
 from tests.support.gateway_process import GatewayProcess
 
 PAGE = ROOT / "docs" / "clients.md"
@@ -40,6 +39,10 @@ EXAMPLES = {
         CLIENTS / "typescript" / "examples" / "stub_stream.ts",
         ["npm", "run", "--silent", "stub-stream", "--"],
     ),
+    "cpp": (
+        CLIENTS / "cpp" / "examples" / "stub_stream.cpp",
+        [".build/stub_stream"],
+    ),
 }
 
 
@@ -54,12 +57,17 @@ def test_the_page_shows_the_file(language: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("language", EXAMPLES)
 def test_bare_stubs_store_points(language: str, shared_gateway: GatewayProcess) -> None:
-    file, command = EXAMPLES[language]
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"this machine has no {command[0]}")
-    folder = CLIENTS / file.relative_to(CLIENTS).parts[0]
+    _, command = EXAMPLES[language]
+    client = next(client for client in all_clients() if client.name == language)
+    if client.missing_tools:
+        pytest.skip(f"this machine has no {', '.join(client.missing_tools)}")
+    client.make()
     done = subprocess.run(
-        [*command, shared_gateway.address], cwd=folder, capture_output=True, text=True, check=False
+        [*command, shared_gateway.address],
+        cwd=client.folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     run_id, points = done.stdout.split()
