@@ -62,6 +62,7 @@ grpc::ChannelArguments ArgumentsOf() {
                    static_cast<int>(Backoff::kFirstWait.count()));
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectWaitMaxMs);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, kReconnectWaitMaxMs);
   arguments.SetLoadBalancingPolicyName("round_robin");
   return arguments;
 }
