@@ -11,6 +11,7 @@ from rich.console import Console
 from benchmarks import charts, harness, machine
 from benchmarks.artifacts import measure_acks_beside_artifacts, measure_artifacts
 from benchmarks.clients_ingest import measure_clients, measure_log_call
+from benchmarks.compaction import measure_compaction
 from benchmarks.copy_baselines import measure_copy, measure_executemany
 from benchmarks.growth import measure_growth
 from benchmarks.harness import Scenario
@@ -32,6 +33,7 @@ from benchmarks.sweeps import (
     measure_offered,
     measure_streams,
 )
+from benchmarks.tracker import measure_metadata, measure_search
 
 SCENARIOS: Final = (
     # First, in a fresh process: memory that busier scenarios freed would hide the streams.
@@ -54,6 +56,12 @@ SCENARIOS: Final = (
              measure=measure_clients, rounds_max=2),
     Scenario(name="log-call", summary="what one log() of 10 scalars costs the training thread",
              measure=measure_log_call, rounds_max=2),
+    Scenario(name="metadata", summary="calls that write ten params and tags each",
+             measure=measure_metadata, rounds_max=2),
+    Scenario(name="compaction", summary="a million points logged one by one, merged and read",
+             measure=measure_compaction, rounds_max=1),
+    Scenario(name="search", summary="typical pages among 100,000 runs with 45 values each",
+             measure=measure_search, rounds_max=1),
     Scenario(name="crowd", summary="5,000 idle streams, and one more writer",
              measure=measure_crowd, rounds_max=1, full=True),
     Scenario(name="rows", summary="copy_records_to_table; staging with ON CONFLICT",

@@ -28,6 +28,8 @@ class Load:
         client_points: points that each Python client logs.
         growth_points: points stored between the measurements of growth.
         soak_minutes: rounds of a minute each of the soak.
+        search_runs: runs to search among.
+        compaction_points: points of the series that is compacted.
     """
 
     streams: int = 64
@@ -43,6 +45,8 @@ class Load:
     client_points: int = 20_000
     growth_points: int = 40_000_000
     soak_minutes: int = 0
+    search_runs: int = 100_000
+    compaction_points: int = 1_000_000
 
     @property
     def copy_steps(self) -> int:

@@ -134,6 +134,18 @@ TARGETS: Final = (
         bound=10,
         claim="log() of 10 scalars, median: us",
     ),
+    Target(
+        figure="search_page_100k_runs_ms",
+        at_least=False,
+        bound=100,
+        claim="a typical search among 100,000 runs: ms",
+    ),
+    Target(
+        figure="compacted_bytes_per_point",
+        at_least=False,
+        bound=40,
+        claim="a point a second, compacted: bytes/point",
+    ),
 )
 
 RATIOS: Final = {

@@ -3,57 +3,100 @@
 Every value follows from the run's number, so that a measurement can be repeated.
 """
 
+import asyncio
 from typing import Final
 
 import asyncpg
 
 EXPERIMENT: Final = "team/search/many"
 
-_RUNS: Final = """
+# As UUIDv7 does, ids ascend in time: neighbours in the index, as in life.
+_ID: Final = "('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid"
+
+_RUNS: Final = f"""
 INSERT INTO runs (run_id, workspace_id, experiment_id, name, state, started_at, ended_at)
-SELECT md5(n::text)::uuid, 0, 1000, 'run-' || n, 1 + n % 4,
+SELECT {_ID}, 0, 1000, 'run-' || n, 1 + n % 4,
     now() - make_interval(secs => $1 - n), now() - make_interval(secs => $1 - n - 600)
 FROM generate_series(1, $1) n
 """
 
 # p0 has 3 values, p1 10, p2 100, ... ; the last ones differ in nearly every run.
-_PARAMS: Final = """
+_PARAMS: Final = f"""
 INSERT INTO run_params (run_id, experiment_id, key, value)
-SELECT md5(n::text)::uuid, 1000, 'p' || k,
+SELECT {_ID}, 1000, 'p' || k,
     CASE WHEN k = 0 THEN (ARRAY['xgboost', 'resnet', 'bert'])[1 + n % 3]
          ELSE (hashint8(n * 31 + k) & 2147483647) % (10 ^ (1 + k % 5))::integer || '' END
 FROM generate_series(1, $1) n, generate_series(0, 19) k
 """
 
-_TAGS: Final = """
+_TAGS: Final = f"""
 INSERT INTO run_tags (run_id, experiment_id, key, value)
-SELECT md5(n::text)::uuid, 1000, 't' || k,
+SELECT {_ID}, 1000, 't' || k,
     CASE WHEN k = 0 THEN (ARRAY['rec', 'vision', 'speech', 'recsys'])[1 + n % 4]
          ELSE (hashint8(n * 37 + k) & 1023) || '' END
 FROM generate_series(1, $1) n, generate_series(0, 4) k
 """
 
-_METRICS: Final = """
+_METRICS: Final = f"""
 INSERT INTO run_metrics (run_id, experiment_id, key, rank, point_count, last_step, last_time,
     last_value, min_value, max_value)
-SELECT md5(n::text)::uuid, 1000, 'm' || k, 0, 1000, 1000, 0, v, v - 0.5, v + 0.5
+SELECT {_ID}, 1000, 'm' || k, 0, 1000, 1000, 0, v, v - 0.5, v + 0.5
 FROM generate_series(1, $1) n, generate_series(0, 19) k,
     LATERAL (SELECT (hashint8(n * 41 + k) & 1048575) / 1048576.0 AS v) AS value
 """
 
 
+# Built once the rows are there: several times faster than row by row.
+_INDEXES: Final = {
+    "run_params": ("run_params_by_value",),
+    "run_tags": ("run_tags_by_value",),
+    "run_metrics": ("run_metrics_by_last", "run_metrics_by_min", "run_metrics_by_max"),
+}
+
+
 async def make_runs(dsn: str, runs: int) -> None:
-    """Insert `runs` runs of 20 params, 5 tags and 20 metrics each into experiment 1000."""
+    """Insert `runs` runs of 20 params, 5 tags and 20 metrics each into experiment 1000.
+
+    The tables become UNLOGGED: they are read alike, and half the time is saved.
+    """
+    await _execute(
+        dsn,
+        "INSERT INTO experiments (experiment_id, workspace_id, name)"
+        f" VALUES (1000, 0, '{EXPERIMENT}')",
+    )
+    await asyncio.gather(
+        _insert(dsn, "runs", _RUNS, runs),
+        _insert(dsn, "run_params", _PARAMS, runs),
+        _insert(dsn, "run_tags", _TAGS, runs),
+        _insert(dsn, "run_metrics", _METRICS, runs),
+    )
+
+
+async def _insert(dsn: str, table: str, statement: str, runs: int) -> None:
     connection = await asyncpg.connect(dsn)
     try:
-        await connection.execute(
-            "INSERT INTO experiments (experiment_id, workspace_id, name) VALUES (1000, 0, $1)",
-            EXPERIMENT,
-        )
-        for statement in (_RUNS, _PARAMS, _TAGS, _METRICS):
-            await connection.execute(statement, runs, timeout=600)
-        await connection.execute(
-            "VACUUM ANALYZE runs, run_params, run_tags, run_metrics", timeout=600
-        )
+        await connection.execute("SET maintenance_work_mem = '256MB'")
+        await connection.execute(f"ALTER TABLE {table} SET UNLOGGED")
+        definitions = []
+        for index in _INDEXES.get(table, ()):
+            definitions.append(
+                await connection.fetchval("SELECT pg_get_indexdef($1::text::regclass)", index)
+            )
+            await connection.execute(f"DROP INDEX {index}")
+        await connection.execute(statement, runs, timeout=600)
+        for definition in definitions:
+            await connection.execute(definition, timeout=600)
+            if "chr(31)" in definition:  # as the migration has it
+                index = definition.split()[2]
+                await connection.execute(f"ALTER INDEX {index} ALTER COLUMN 2 SET STATISTICS 1000")
+        await connection.execute(f"VACUUM ANALYZE {table}", timeout=600)
+    finally:
+        await connection.close()
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
     finally:
         await connection.close()

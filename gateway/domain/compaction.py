@@ -22,12 +22,11 @@ LOOSE_POINTS_MAX: Final = CHUNK_POINTS_MAX // 2
 GOING_ON_POINTS_MIN: Final = 2 * CHUNK_POINTS_MAX
 """Loose points from which a group of a run that goes on is merged: two full chunks."""
 
-NEWEST_CHUNKS: Final = 320
-"""Chunks of a series that are looked at while its run goes on: those with the greatest steps,
-among which the new ones of an ordered job are. A quarter more than a merge needs at most."""
-
-NEWEST_CHUNKS_DEEP: Final = 8_192
-"""The same for a series whose newest chunks are all loose: it came faster than it was merged."""
+LOOKS: Final[tuple[int | None, ...]] = (320, 8_192, None)
+"""How many chunks of a series are looked at while its run goes on: those with the greatest
+steps, among which the new ones of an ordered job are. Where all of them were loose, the series
+came faster than it was merged, and the next number counts; None is all. 320 is a quarter more
+than a merge needs at most."""
 
 BATCH_CHUNKS_MAX: Final = 8_192
 """Chunks merged by one transaction: at most 512 K points, 17 MB, a fraction of a second."""
@@ -79,9 +78,9 @@ class MergedChunks:
     chunk_count: int
 
 
-def is_overrun(group: LooseGroup) -> bool:
-    """Return whether the look was too short: everything it saw was loose."""
-    return group.chunk_count == group.seen_chunks == NEWEST_CHUNKS
+def is_overrun(group: LooseGroup, newest: int | None) -> bool:
+    """Return whether a look at so many chunks was too short: all it saw were loose."""
+    return group.chunk_count == group.seen_chunks == newest
 
 
 def worth_merging(group: LooseGroup, *, run_ended: bool) -> bool:

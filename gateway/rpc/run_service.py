@@ -38,13 +38,6 @@ class RunService(pb_grpc.RunServiceServicer):
         parent = None
         if request.parent_run_id:
             parent = fields.run_id(request.parent_run_id, field="parent_run_id")
-            if parent == run_id:
-                raise HeadraceError(
-                    Reason.FIELD_INVALID,
-                    "a run cannot be its own parent",
-                    field="parent_run_id",
-                    value=parent.hex,
-                )
         started_at = None
         if request.HasField("start_time"):
             started_at = time_of(request.start_time, field="start_time")

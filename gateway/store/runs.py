@@ -54,8 +54,8 @@ class RunStore:
 
         Raises:
             HeadraceError: RUN_EXISTS when it differs in what is immutable, or
-                belongs to another workspace; EXPERIMENT_DELETED; the fault of an
-                entry.
+                belongs to another workspace; EXPERIMENT_DELETED; FIELD_INVALID for a
+                parent that is nested in the run; the fault of an entry.
         """
         run_id, workspace_id = wanted.run_id, wanted.workspace_id
         async with self._database.query() as connection, connection.transaction():
@@ -78,6 +78,7 @@ class RunStore:
                 wanted.origin.entry_point,
             )
             if made is not None:
+                await _check_parent(connection, run_id, wanted.parent_run_id)
                 await connection.execute(_SQL["heartbeat"], run_id)
                 await _write(connection, run_id, wanted.entries)
             runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
@@ -253,6 +254,20 @@ async def _write(connection: asyncpg.Connection, run_id: UUID, entries: Sequence
         await write_metadata(connection, rows)
     if rows.refusals:
         raise rows.refusals[0].error()
+
+
+async def _check_parent(
+    connection: asyncpg.Connection, run_id: UUID, parent_run_id: UUID | None
+) -> None:
+    if parent_run_id is None:
+        return
+    if await connection.fetchval(_SQL["is_nested_in"], run_id, parent_run_id):
+        raise HeadraceError(
+            Reason.FIELD_INVALID,
+            f"run {parent_run_id.hex} is itself nested in run {run_id.hex}",
+            field="parent_run_id",
+            value=parent_run_id.hex,
+        )
 
 
 def _check_equal(run: Run, wanted: NewRun) -> None:

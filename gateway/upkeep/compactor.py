@@ -13,8 +13,7 @@ from uuid import UUID
 
 from gateway.domain.compaction import (
     BATCH_CHUNKS_MAX,
-    NEWEST_CHUNKS,
-    NEWEST_CHUNKS_DEEP,
+    LOOKS,
     LooseGroup,
     batches,
     is_overrun,
@@ -84,14 +83,15 @@ class Compactor:
     async def _loose_groups(
         self, run_id: UUID, series_ids: list[int], *, run_ended: bool
     ) -> list[LooseGroup]:
-        newest = None if run_ended else NEWEST_CHUNKS
-        look = self._store.loose_groups
-        groups = await self._throttled(look(run_id, series_ids, newest=newest))
-        overrun = [] if run_ended else [group.series_id for group in groups if is_overrun(group)]
-        if not overrun:
-            return groups
-        deeper = await self._throttled(look(run_id, overrun, newest=NEWEST_CHUNKS_DEEP))
-        return [group for group in groups if group.series_id not in set(overrun)] + deeper
+        found: list[LooseGroup] = []
+        for newest in (None,) if run_ended else LOOKS:
+            look = self._store.loose_groups(run_id, series_ids, newest=newest)
+            groups = await self._throttled(look)
+            found += [group for group in groups if not is_overrun(group, newest)]
+            series_ids = [group.series_id for group in groups if is_overrun(group, newest)]
+            if not series_ids:
+                break
+        return found
 
     async def _merge(self, run_id: UUID, batch: list[LooseGroup], done: Compacted) -> bool:
         """Merge a batch; False when the run is locked: it is left for later."""

@@ -1,5 +1,9 @@
 """The filter language: what is printed is read back; what cannot be read says where."""
 
+import re
+from importlib import resources
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.domain.errors import HeadraceError
 from gateway.domain.filters.parsing import parse_filter, parse_order
 from gateway.domain.filters.syntax import Expression, OrderTerm
-from gateway.store.search import RUN_ATTRIBUTES
+from gateway.store.search import EXPERIMENT_ATTRIBUTES, RUN_ATTRIBUTES
 from tests.tracker.expressions import expressions, order_terms
 
 
@@ -129,3 +133,30 @@ def test_filters_are_bounded(text: str) -> None:
 def test_nine_terms_of_an_order_are_too_many() -> None:
     with pytest.raises(HeadraceError):
         parse_order(["name"] * 9, attributes=RUN_ATTRIBUTES)
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "search.md"
+
+
+def blocks(kind: str) -> list[str]:
+    """Return the fenced blocks of one kind in the document."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.M | re.S)
+
+
+def test_the_document_has_the_grammar_that_is_used() -> None:
+    grammar = resources.files("gateway.domain.filters").joinpath("grammar.lark").read_text("utf-8")
+    assert blocks("lark") == [grammar]
+
+
+def test_every_example_of_the_document_can_be_read() -> None:
+    (filters,), (orders,) = blocks("filter"), blocks("order")
+    for line in filters.splitlines():
+        assert parse(line) is not None
+    for line in orders.splitlines():
+        assert parse_order([line], attributes=RUN_ATTRIBUTES)
+
+
+def test_the_document_names_every_attribute() -> None:
+    text = DOCUMENT.read_text("utf-8")
+    for name in {**RUN_ATTRIBUTES, **EXPERIMENT_ATTRIBUTES}.values():
+        assert f"`{name}`" in text, name

@@ -1531,7 +1531,8 @@ pub struct CreateRunRequest {
     #[prost(enumeration = "LatePolicy", tag = "5")]
     pub late_policy: i32,
     /// The run this one is nested in, at any depth; empty for none. It need not
-    /// exist yet: spools are synced in any order. Immutable.
+    /// exist yet: spools are synced in any order. One that is nested in this run
+    /// itself fails with FIELD_INVALID. Immutable.
     #[prost(string, tag = "6")]
     pub parent_run_id: ::prost::alloc::string::String,
     /// When the job started. Default: now.

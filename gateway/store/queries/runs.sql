@@ -7,6 +7,18 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()), $9, $10, $11, $12)
 ON CONFLICT (run_id) DO NOTHING
 RETURNING run_id;
 
+-- name: is_nested_in
+-- $1 a run, $2 one that it is to be nested in: whether that one is nested in the first.
+WITH RECURSIVE above (run_id) AS (
+    SELECT $2::uuid
+    UNION
+    SELECT r.parent_run_id
+    FROM above
+    JOIN runs r USING (run_id)
+    WHERE r.parent_run_id IS NOT NULL
+)
+SELECT EXISTS (SELECT FROM above WHERE run_id = $1::uuid);
+
 -- name: core
 -- $1 runs. One statement, hence one snapshot.
 SELECT
