@@ -86,7 +86,7 @@ async def measure_metadata(site: Site, _load: Load) -> dict[str, float]:
 async def _write(stub: run_grpc.RunServiceAsyncStub, deadline: float) -> list[float]:
     run_id = uuid.uuid4().hex
     await stub.CreateRun(pb.CreateRunRequest(run_id=run_id, experiment="team/bench/metadata"))
-    latencies = []
+    latencies: list[float] = []
     began = time.perf_counter()
     while began < deadline:
         entries = [
