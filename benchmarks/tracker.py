@@ -4,6 +4,8 @@ Both go through the gateway, from this process over one channel. Searches have a
 PostgreSQL and a gateway of their own, so that the many runs burden nobody else.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 import uuid
