@@ -28,6 +28,10 @@ demo: setup ## train 56 real jobs through a gateway on this machine, with faults
 test: setup ## run the tests
 	$(BIN)/python -m pytest
 
+.PHONY: faults
+faults: setup ## kill, cut, fill and flood for ten minutes and more, and print what came of it
+	$(BIN)/python -m pytest tests/faults --long
+
 .PHONY: conformance
 conformance: setup ## every client against every scenario; CLIENTS=go,rust CASES=cut,… choose
 	$(BIN)/python -m tests.conformance --clients '$(CLIENTS)' --cases '$(CASES)'
