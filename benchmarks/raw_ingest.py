@@ -49,6 +49,8 @@ async def measure_wide(site: Site, load: Load) -> dict[str, float]:
         site,
         "--streams", 1, "--series", load.wide_series, "--seed", seed,
         "--batch-points", 8_192, "--stream-points", load.wide_points,
+        # 14 MiB, under a stream's budget: one flush then holds several steps of every key.
+        "--window-batches", 64,
     )  # fmt: skip
     await audit(site, [Traffic(seed=seed).run_id(0)], result["points"])
     return {
