@@ -3,7 +3,9 @@
     HEADRACE_TEST_S3_ENDPOINT_URL   empty or unset: the embedded server
     HEADRACE_TEST_S3_BUCKET, …_ACCESS_KEY_ID, …_SECRET_ACCESS_KEY, …_REGION
 
-Each test has a key prefix of its own, so that one bucket serves all.
+The bucket must exist; everything goes below a key prefix of its own. The tests
+of a module share a gateway behind a proxy that injects faults; each has runs in
+an experiment of its own, and finds the proxy without faults.
 """
 
 import itertools
@@ -24,6 +26,8 @@ from headrace.v1 import run_service_pb2 as runs
 from headrace.v1.run_service_pb2_grpc import RunServiceStub
 
 from gateway.config import Settings
+from gateway.embedded import EmbeddedS3
+from tests.conftest import NewDatabase
 from tests.support.gateway_process import GatewayProcess
 from tests.support.s3_faults import S3Faults, s3_faults
 
@@ -68,10 +72,9 @@ class BucketAccess:
         )
 
 
-@pytest.fixture
-def bucket(request: pytest.FixtureRequest) -> BucketAccess:
-    """The bucket, with a key prefix that no other test has."""
-    prefix = f"test-{uuid.uuid4().hex[:12]}/"
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> BucketAccess:
+    """The bucket that all tests share."""
     endpoint = os.environ.get("HEADRACE_TEST_S3_ENDPOINT_URL", "")
     if endpoint:
         return BucketAccess(
@@ -80,24 +83,45 @@ def bucket(request: pytest.FixtureRequest) -> BucketAccess:
             access_key_id=os.environ["HEADRACE_TEST_S3_ACCESS_KEY_ID"],
             secret_access_key=os.environ["HEADRACE_TEST_S3_SECRET_ACCESS_KEY"],
             region=os.environ.get("HEADRACE_TEST_S3_REGION", "us-east-1"),
-            key_prefix=prefix,
         )
-    server = request.getfixturevalue("s3")
+    return access_to(request.getfixturevalue("s3"))
+
+
+def access_to(server: EmbeddedS3) -> BucketAccess:
+    """Return how to reach an embedded server's bucket."""
     return BucketAccess(
         endpoint_url=server.endpoint_url,
         bucket=server.bucket,
         access_key_id=server.access_key_id,
         secret_access_key=server.secret_access_key,
         region="us-east-1",
-        key_prefix=prefix,
     )
 
 
+def with_own_prefix(access: BucketAccess) -> BucketAccess:
+    """Return the same bucket with a key prefix that nobody else has."""
+    return replace(access, key_prefix=f"test-{uuid.uuid4().hex[:12]}/")
+
+
 @pytest.fixture
-def faults(bucket: BucketAccess) -> Iterator[S3Faults]:
+def bucket(server: BucketAccess) -> BucketAccess:
+    """The bucket, with a key prefix that no other test has."""
+    return with_own_prefix(server)
+
+
+@pytest.fixture(scope="module")
+def shared_faults(server: BucketAccess) -> Iterator[S3Faults]:
     """A proxy before the bucket's server; the gateway of `site` goes through it."""
-    with s3_faults(bucket.endpoint_url) as proxy:
+    with s3_faults(server.endpoint_url) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def faults(shared_faults: S3Faults) -> S3Faults:
+    """The proxy, faultless and forgetful."""
+    shared_faults.faults.clear()
+    shared_faults.seen.clear()
+    return shared_faults
 
 
 class Site:
@@ -106,6 +130,7 @@ class Site:
     def __init__(self, gateway: GatewayProcess, bucket: BucketAccess, stack: ExitStack) -> None:
         self.gateway = gateway
         self.bucket = bucket
+        self.experiment = f"artifacts-{uuid.uuid4().hex[:12]}"
         self._stack = stack
         self.channel = self.connect()
 
@@ -116,12 +141,11 @@ class Site:
         self._stack.callback(channel.close)
         return channel
 
-    def create_run(self, experiment: str = "artifacts") -> str:
-        """Create a run and return its id."""
+    def create_run(self, experiment: str = "") -> str:
+        """Create a run, in the site's own experiment by default, and return its id."""
         run_id = uuid.uuid4().hex
-        RunServiceStub(self.channel).CreateRun(
-            runs.CreateRunRequest(run_id=run_id, experiment=experiment), timeout=10
-        )
+        request = runs.CreateRunRequest(run_id=run_id, experiment=experiment or self.experiment)
+        RunServiceStub(self.channel).CreateRun(request, timeout=10)
         return run_id
 
     def transfers(self, **options: Any) -> Transfers:
@@ -135,27 +159,47 @@ class Site:
         return Artifacts(self.transfers(**options), run_id)
 
 
+def gateway_of(
+    dsn: str, directory: Path, bucket: BucketAccess, **settings: object
+) -> GatewayProcess:
+    """Return a gateway with these settings, not yet started."""
+    directory.mkdir(exist_ok=True)
+    variables = {f"HEADRACE_GATEWAY_{name.upper()}": str(v) for name, v in settings.items()}
+    return GatewayProcess(dsn, directory, environment={**bucket.variables(), **variables})
+
+
 @contextmanager
 def open_site(
     dsn: str, directory: Path, bucket: BucketAccess, **settings: object
 ) -> Iterator[Site]:
     """Start a gateway with these settings."""
-    directory.mkdir(exist_ok=True)
-    variables = {f"HEADRACE_GATEWAY_{name.upper()}": str(v) for name, v in settings.items()}
-    process = GatewayProcess(dsn, directory, environment={**bucket.variables(), **variables})
     with ExitStack() as stack:
-        stack.enter_context(process)
+        process = stack.enter_context(gateway_of(dsn, directory, bucket, **settings))
         yield Site(process, bucket, stack)
 
 
-@pytest.fixture
-def site(
-    database_dsn: str, tmp_path: Path, bucket: BucketAccess, faults: S3Faults
-) -> Iterator[Site]:
+@pytest.fixture(scope="module")
+def patient_gateway(
+    new_database: NewDatabase,
+    tmp_path_factory: pytest.TempPathFactory,
+    server: BucketAccess,
+    shared_faults: S3Faults,
+) -> Iterator[GatewayProcess]:
     """A gateway whose S3 is the fault proxy, told to give up on silence after 2 seconds."""
-    through = replace(bucket, endpoint_url=faults.url)
-    with open_site(database_dsn, tmp_path / "gateway", through, artifact_stall_timeout_s=2) as made:
-        yield made
+    through = replace(with_own_prefix(server), endpoint_url=shared_faults.url)
+    directory = tmp_path_factory.mktemp("gateway")
+    with (
+        new_database() as dsn,
+        gateway_of(dsn, directory, through, artifact_stall_timeout_s=2) as process,
+    ):
+        yield process
+
+
+@pytest.fixture
+def site(patient_gateway: GatewayProcess, bucket: BucketAccess, faults: S3Faults) -> Iterator[Site]:
+    """The module's gateway behind the fault proxy, and clients of this test."""
+    with ExitStack() as stack:
+        yield Site(patient_gateway, replace(bucket, endpoint_url=faults.url), stack)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ class Fault:
         status, code: answered instead of asking the server, when `status` is set.
         cut_after_bytes: of the body that goes to the server; then both
             connections are cut.
+        damage: a byte of the body arrives wrong, whichever way it goes.
         lose_answer: the server executes the request and nobody hears of it.
         delay_s: between pieces of the body, both ways.
         probes: whether it applies to the doctor's own objects too.
@@ -41,6 +42,7 @@ class Fault:
     status: int = 0
     code: str = ""
     cut_after_bytes: int | None = None
+    damage: bool = False
     lose_answer: bool = False
     delay_s: float = 0.0
     probes: bool = False
@@ -64,6 +66,7 @@ class Seen:
     method: str
     path: str
     query: dict[str, str]
+    headers: dict[str, str]
     status: int
 
 
@@ -75,6 +78,8 @@ class S3Faults:
     url: str = ""
     faults: list[Fault] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    under_way: int = 0
+    """Requests that have not ended, also those whose caller is gone."""
 
     def requests(self, method: str, query: str = "") -> list[Seen]:
         """Return the requests of a method, with a name in the query; not the doctor's."""
@@ -99,6 +104,13 @@ class S3Faults:
         ]
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.under_way += 1
+        try:
+            return await self._forward(request)
+        finally:
+            self.under_way -= 1
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
         fault = next(
             (f for f in self.faults if f.takes(request.method, request.path, request.query)),
             Fault(),
@@ -123,7 +135,7 @@ class S3Faults:
                 sent += len(piece)
                 if fault.cut_after_bytes is not None and sent > fault.cut_after_bytes:
                     raise ConnectionResetError
-                yield piece
+                yield _damaged(piece) if fault.damage and sent == len(piece) else piece
 
         connector = TCPConnector(force_close=True)
         async with ClientSession(
@@ -161,7 +173,8 @@ class S3Faults:
                 cut = fault.cut_after_bytes
                 if request.method == "GET" and cut is not None and sent > cut:
                     raise ConnectionResetError
-                await response.write(piece)
+                first = sent == len(piece)
+                await response.write(_damaged(piece) if fault.damage and first else piece)
             await response.write_eof()
         return response
 
@@ -171,9 +184,14 @@ class S3Faults:
                 method=request.method,
                 path=request.path,
                 query=dict(request.query),
+                headers={name.lower(): value for name, value in request.headers.items()},
                 status=status,
             )
         )
+
+
+def _damaged(piece: bytes) -> bytes:
+    return bytes([piece[0] ^ 1]) + piece[1:]
 
 
 def _raw(url: str) -> Any:

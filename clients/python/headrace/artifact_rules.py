@@ -100,6 +100,18 @@ def file_sha256s(descriptor: int, size: int, *, threads: int) -> bytes:
         return b"".join(executor.map(lambda n: part_sha256(descriptor, size, n), numbers))
 
 
+def has_content(descriptor: int, size: int, part_sha256s: bytes) -> bool:
+    """Whether an open file has this size and, part by part, these digests."""
+    if os.fstat(descriptor).st_size != size:
+        return False
+    return file_sha256s(descriptor, size, threads=4) == part_sha256s
+
+
+def name_of(source: Path) -> str:
+    """Return the last part of a path; of `.` and `..` the directory's own name."""
+    return source.resolve().name if source.name in ("", "..") else source.name
+
+
 def walk(source: Path, name: str) -> list[tuple[Path, str]]:
     """Return (file, artifact path) of a file, or of every file below a directory, sorted.
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from headrace import artifact_rules as rules
 from headrace.artifact_errors import ArtifactError
+from headrace.transfer_calls import no_progress
 from headrace.transfers import Progress, Transfers
 from headrace.v1 import artifact_service_pb2 as pb
 
@@ -105,14 +106,14 @@ class Artifacts:
             progress: see `transfers.Progress`.
         """
         origin = Path(source)
-        found = rules.walk(origin, origin.resolve().name if name is None else name)
+        found = rules.walk(origin, rules.name_of(origin) if name is None else name)
         for _, path in found:
             if fault := rules.path_fault(path):
                 raise ArtifactError(
                     f"artifact path {path!r} {fault}", reason="ARTIFACT_PATH_INVALID"
                 )
         stored = self._transfers.upload_all(
-            self._run_id, found, content_type=content_type, progress=progress or _nothing
+            self._run_id, found, content_type=content_type, progress=progress or no_progress
         )
         return [artifact_of(message) for message in stored]
 
@@ -128,16 +129,20 @@ class Artifacts:
         Args:
             path: the artifact or folder; "" is the whole run.
             target: the file or directory to make; None: the last part of `path`
-                (or the run's id) in the working directory. A file appears
-                under its name when it is whole and verified.
+                (or the run's id) in the working directory. An artifact goes
+                into a directory that is there under its own name. A file
+                appears when it is whole and verified; one that is there
+                already with the same content is left as it is.
             progress: see `transfers.Progress`.
         """
-        goal = Path(target if target is not None else (path.rpartition("/")[2] or self._run_id))
-        tell = progress or _nothing
+        name = path.rpartition("/")[2] or self._run_id
+        goal = Path(name if target is None else target)
+        tell = progress or no_progress
         try:
             if path:
-                self._transfers.download(self._run_id, path, goal, progress=tell)
-                return goal
+                file = goal / name if target is not None and goal.is_dir() else goal
+                self._transfers.download(self._run_id, path, file, progress=tell)
+                return file
         except ArtifactError as error:
             if error.reason != "ARTIFACT_NOT_FOUND":
                 raise
@@ -185,19 +190,16 @@ class Artifacts:
     def verify(self, path: str, *, progress: Progress | None = None) -> Artifact:
         """Read all of an artifact and check every byte against its digest."""
         message = self._transfers.stat(self._run_id, path)
-        self._transfers.read_parts(message, lambda _piece, _at: None, progress=progress or _nothing)
+        self._transfers.read_parts(
+            message, lambda _piece, _at: None, progress=progress or no_progress
+        )
         return artifact_of(message)
 
     def matches(self, path: str, file: str | PathLike[str]) -> bool:
         """Whether a local file has the artifact's content; only the file is read."""
         message = self._transfers.stat(self._run_id, path)
         with Path(file).open("rb") as opened:
-            opened.seek(0, io.SEEK_END)
-            if opened.tell() != message.size:
-                return False
-            return (
-                rules.file_sha256s(opened.fileno(), message.size, threads=4) == message.part_sha256s
-            )
+            return rules.has_content(opened.fileno(), message.size, message.part_sha256s)
 
     def delete(self, path: str, *, recursive: bool = False) -> int:
         """Delete an artifact, or a folder with all below it; return how many."""
@@ -255,7 +257,3 @@ def _below(directory: Path, relative: str) -> Path:
             reason="ARTIFACT_PATH_INVALID",
         )
     return directory.joinpath(*relative.split("/"))
-
-
-def _nothing(_: int) -> None:
-    pass

@@ -5,11 +5,12 @@ costs the client almost nothing. Every failure is a DirectError: the caller
 goes through the gateway instead.
 """
 
+import contextlib
 import hashlib
 import http.client
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Final
 from urllib.parse import urlsplit
 
@@ -28,12 +29,15 @@ class DirectError(Exception):
         self.connected = connected
 
 
+_Server = tuple[str, str]  # scheme and host:port
+
+
 class DirectConnections:
-    """Connections to S3, one a thread and server, kept open."""
+    """Connections to S3 servers, kept open and lent to one request at a time."""
 
     def __init__(self) -> None:
-        self._local = threading.local()
-        self._all: list[http.client.HTTPConnection] = []
+        self._idle: dict[_Server, list[http.client.HTTPConnection]] = {}
+        self._lock = threading.Lock()
 
     def put(
         self,
@@ -50,8 +54,7 @@ class DirectConnections:
         Raises:
             DirectError: it was not answered by 200.
         """
-        connection, target = self._open(url)
-        try:
+        with self._lent(url) as (connection, target):
             connection.putrequest("PUT", target, skip_accept_encoding=True)
             connection.putheader("Content-Length", str(length))
             for name, value in headers.items():
@@ -68,12 +71,6 @@ class DirectConnections:
                 text = response.read(2_000).decode(errors="replace")
                 if response.status != http.HTTPStatus.OK:
                     raise DirectError(f"S3 answered {response.status}: {text}", connected=True)
-        except (OSError, http.client.HTTPException) as error:
-            self._drop()
-            raise DirectError(f"S3 broke off: {error}", connected=True) from error
-        except DirectError:
-            self._drop()
-            raise
 
     def get(
         self,
@@ -89,13 +86,11 @@ class DirectConnections:
         Raises:
             DirectError: it was not answered whole.
         """
-        connection, target = self._open(url)
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(_READ_BYTES))
         end = offset + length
-        try:
-            wanted = f"bytes={offset}-{end - 1}"
-            connection.request("GET", target, headers={"Range": wanted})
+        with self._lent(url) as (connection, target):
+            connection.request("GET", target, headers={"Range": f"bytes={offset}-{end - 1}"})
             with connection.getresponse() as response:
                 # Some servers answer a range by 200 and only the range.
                 if response.status not in (200, 206) or response.length != length:
@@ -108,47 +103,54 @@ class DirectConnections:
                     write(buffer[:count], offset)
                     offset += count
                     progress(count)
-        except (OSError, http.client.HTTPException) as error:
-            self._drop()
-            raise DirectError(f"S3 broke off: {error}", connected=True) from error
-        except DirectError:
-            self._drop()
-            raise
         return digest.digest()
 
     def close(self) -> None:
-        """Close every connection."""
-        for connection in self._all:
-            connection.close()
+        """Close every connection that is not lent."""
+        with self._lock:
+            for connections in self._idle.values():
+                for connection in connections:
+                    connection.close()
+            self._idle.clear()
 
-    def _open(self, url: str) -> tuple[http.client.HTTPConnection, str]:
+    @contextlib.contextmanager
+    def _lent(self, url: str) -> Iterator[tuple[http.client.HTTPConnection, str]]:
+        """Yield a connection and the request's target; it is kept if all goes well.
+
+        Raises:
+            DirectError: the server cannot be reached, or the connection broke.
+        """
         parts = urlsplit(url)
-        target = f"{parts.path}?{parts.query}"
         server = (parts.scheme, parts.netloc)
-        known: tuple[tuple[str, str], http.client.HTTPConnection] | None
-        known = getattr(self._local, "known", None)
-        if known is not None and known[0] == server:
-            return known[1], target
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(
-                parts.netloc, timeout=CONNECT_TIMEOUT_S, context=ssl.create_default_context()
-            )
-        else:
-            connection = http.client.HTTPConnection(parts.netloc, timeout=CONNECT_TIMEOUT_S)
+        with self._lock:
+            idle = self._idle.get(server)
+            connection = idle.pop() if idle else None
+        connection = connection or _connected(server)
         try:
-            connection.connect()
-        except OSError as error:
-            raise DirectError(f"S3 cannot be reached: {error}", connected=False) from error
-        connection.sock.settimeout(PROGRESS_TIMEOUT_S)
-        connection.timeout = PROGRESS_TIMEOUT_S
-        self._local.known = (server, connection)
-        self._all.append(connection)
-        return connection, target
+            yield connection, f"{parts.path}?{parts.query}"
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise DirectError(f"S3 broke off: {error}", connected=True) from error
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            self._idle.setdefault(server, []).append(connection)
 
-    def _drop(self) -> None:
-        known = getattr(self._local, "known", None)
-        if known is not None:
-            known[1].close()
-            self._all.remove(known[1])
-            self._local.known = None
+
+def _connected(server: _Server) -> http.client.HTTPConnection:
+    scheme, address = server
+    connection: http.client.HTTPConnection
+    if scheme == "https":
+        connection = http.client.HTTPSConnection(
+            address, timeout=CONNECT_TIMEOUT_S, context=ssl.create_default_context()
+        )
+    else:
+        connection = http.client.HTTPConnection(address, timeout=CONNECT_TIMEOUT_S)
+    try:
+        connection.connect()
+    except OSError as error:
+        raise DirectError(f"S3 cannot be reached: {error}", connected=False) from error
+    connection.sock.settimeout(PROGRESS_TIMEOUT_S)
+    connection.timeout = PROGRESS_TIMEOUT_S
+    return connection

@@ -1,14 +1,14 @@
-"""What every transfer stands on: calls that are tried again, connections past the gateway."""
+"""What every transfer stands on: calls that are made again, work that goes on in parallel."""
 
-import random
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import grpc
 
-from headrace.artifact_errors import ArtifactError, artifact_error
+from headrace.artifact_errors import artifact_error
+from headrace.calls import retried
 from headrace.direct import DirectConnections
 from headrace.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 
@@ -20,15 +20,38 @@ DIRECT_BYTES_MIN: Final = 64 * 1024 * 1024
 """Smaller files are not worth another connection."""
 PART_TRIES: Final = 4
 """Of one part whose bytes arrive damaged, before giving up."""
-_BACKOFF_MAX_S: Final = 10.0
+
+_Result = TypeVar("_Result")
 
 
 def no_progress(_: int) -> None:
     """Tell nobody."""
 
 
+class Tally:
+    """Progress that can be taken back: of a part or a file that starts again. Thread-safe."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._total = 0
+
+    def add(self, more: int) -> None:
+        """Count bytes and tell them."""
+        with self._lock:
+            self._total += more
+        self._progress(more)
+
+    def set(self, total: int) -> None:
+        """Tell the difference to what was told so far."""
+        with self._lock:
+            more, self._total = total - self._total, total
+        if more:
+            self._progress(more)
+
+
 class TransferCalls:
-    """The connection of `Transfers`; see there."""
+    """The connections of `Transfers`; see there."""
 
     def __init__(
         self,
@@ -58,53 +81,42 @@ class TransferCalls:
         self._connections = DirectConnections()
         self._patience_s = patience_s
 
-    def call(self, method: Any, request: Any, *, fresh: Callable[[], Any] | None = None) -> Any:
-        """Call, again and again while failures may pass; `fresh` makes the request anew.
+    def call(self, method: Any, request: Any) -> Any:
+        """Call a method with one request, again while the failure may pass.
 
         Raises:
             ArtifactError: the gateway refuses, or patience ended.
         """
-        waits = Waits(self._patience_s)
-        while True:
-            try:
-                return method(request, metadata=self.metadata)
-            except grpc.RpcError as error:
-                waits.next(artifact_error(error))
-                if fresh is not None:
-                    request = fresh()
+        return self._again(lambda: method(request, metadata=self.metadata))
 
     def close(self) -> None:
         """Close the connections to S3."""
         self._connections.close()
 
+    def _again(self, attempt: Callable[[], _Result]) -> _Result:
+        """Return what an attempt returns, made again while its RpcErrors may pass.
 
-class Waits:
-    """Jittered waits between tries, for as long as patience lasts without success."""
+        Raises:
+            ArtifactError: the gateway refuses, or patience ended.
+        """
 
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self.reset()
+        def once() -> _Result:
+            try:
+                return attempt()
+            except grpc.RpcError as error:
+                raise artifact_error(error) from error
 
-    def reset(self) -> None:
-        """Note a success."""
-        self._deadline = time.monotonic() + self._patience_s
-        self._wait_s = 0.1
+        return retried(once, patience_s=self._patience_s)
 
-    def next(self, error: ArtifactError) -> None:
-        """Wait, or raise the error when waiting is no use (any more)."""
-        if not error.retry or time.monotonic() >= self._deadline:
-            raise error
-        time.sleep(max(error.retry_after_s, self._wait_s) * random.uniform(0.5, 1.0))
-        self._wait_s = min(2 * self._wait_s, _BACKOFF_MAX_S)
+    def _goes_direct(self, size: int) -> bool:
+        """Whether a file of `size` bytes should bypass the gateway, as far as is known."""
+        wanted = self._direct == "always" or (self._direct == "auto" and size >= DIRECT_BYTES_MIN)
+        return wanted and self._direct_works
 
 
-def each(work: Callable[[int], None], numbers: list[int], parallel: int) -> None:
+def each(work: Callable[[int], None], numbers: Iterable[int], parallel: int) -> None:
     """Do the work for every number, some at a time; the first failure stops the rest."""
-    if len(numbers) <= 1:
-        for number in numbers:
-            work(number)
-        return
-    with ThreadPoolExecutor(min(parallel, len(numbers))) as executor:
+    with ThreadPoolExecutor(parallel) as executor:
         futures: list[Future[None]] = [executor.submit(work, number) for number in numbers]
         try:
             for future in futures:

@@ -2,9 +2,10 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -13,11 +14,10 @@ from headrace import artifact_rules as rules
 from headrace.artifact_errors import ArtifactError, artifact_error
 from headrace.direct import DirectError
 from headrace.transfer_calls import (
-    DIRECT_BYTES_MIN,
     PART_TRIES,
     Progress,
+    Tally,
     TransferCalls,
-    Waits,
     each,
     no_progress,
 )
@@ -39,6 +39,7 @@ class Downloads(TransferCalls):
         """Write an artifact to `target`, which appears whole and verified, or not at all.
 
         What is there of an interrupted download of the same content is used.
+        Several processes may download to one target: one does, the others wait.
 
         Raises:
             ArtifactError: DIGEST_MISMATCH when what S3 has is damaged, and
@@ -47,9 +48,12 @@ class Downloads(TransferCalls):
         """
         artifact = self.stat(run_id, path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        half = target.with_name(f".{target.name}.{artifact.digest.hex()[:16]}.part")
-        descriptor = os.open(half, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
+        half = _half(target, artifact)
+        with _claimed(half) as descriptor:
+            if _holds(target, artifact):  # whoever claimed it before us was quick
+                half.unlink()
+                progress(artifact.size)
+                return artifact
             _reserve(descriptor, artifact.size)
 
             def write(piece: bytes | memoryview, offset: int) -> None:
@@ -57,13 +61,11 @@ class Downloads(TransferCalls):
                     written = os.pwrite(descriptor, piece, offset)
                     piece, offset = piece[written:], offset + written
 
-            there = self._parts_there(descriptor, artifact)
+            there = _parts_there(descriptor, artifact)
             progress(sum(rules.part_range(artifact.size, n)[1] for n in there))
             self.read_parts(artifact, write, skip=there, progress=progress)
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        half.replace(target)
+            half.replace(target)
         return artifact
 
     def read_parts(
@@ -88,18 +90,17 @@ class Downloads(TransferCalls):
         signed = self._sign_download(artifact)
 
         def get(number: int) -> None:
-            for tried in range(1, PART_TRIES + 1):
-                digest = self._get(artifact, number, signed, write, progress)
-                if digest == artifact.part_sha256s[(number - 1) * 32 : number * 32]:
+            tally = Tally(progress)
+            for _ in range(PART_TRIES):
+                if self._get(artifact, number, signed, write, tally) == _sha256(artifact, number):
                     return
-                progress(-rules.part_range(artifact.size, number)[1])
+                tally.set(0)
                 signed.clear()  # through the gateway, which sees what S3 says
-                if tried == PART_TRIES:
-                    raise ArtifactError(
-                        f"{artifact.path}: part {number} does not have its SHA-256: what is"
-                        " stored is damaged",
-                        reason="DIGEST_MISMATCH",
-                    )
+            raise ArtifactError(
+                f"{artifact.path}: part {number} does not have its SHA-256: what is stored is"
+                " damaged",
+                reason="DIGEST_MISMATCH",
+            )
 
         each(get, numbers, self._parallel)
 
@@ -112,28 +113,33 @@ class Downloads(TransferCalls):
         write: Callable[[bytes | memoryview, int], None],
     ) -> None:
         """Read bytes through the gateway, of exactly this content, going on after failures."""
-        end = offset + length
-        waits = Waits(self._patience_s)
-        while offset < end:
+        position, end = offset, offset + length
+
+        def read_on() -> None:
+            nonlocal position
+            began = position
             request = pb.DownloadArtifactRequest(
                 run_id=artifact.run_id,
                 path=artifact.path,
-                offset=offset,
-                length=end - offset,
+                offset=position,
+                length=end - position,
                 digest=artifact.digest,
             )
             stream = self.stub.DownloadArtifact(request, metadata=self.metadata)
             try:
                 for message in stream:
-                    chunk = message.chunk
-                    if chunk:
-                        write(chunk, offset)
-                        offset += len(chunk)
-                        waits.reset()
+                    if message.chunk:
+                        write(message.chunk, position)
+                        position += len(message.chunk)
             except grpc.RpcError as error:
-                waits.next(artifact_error(error))
+                if position == began or not artifact_error(error).retry:
+                    raise
+                # Some bytes came: patience begins anew.
             finally:
                 stream.cancel()
+
+        while position < end:
+            self._again(read_on)
 
     def _get(
         self,
@@ -141,23 +147,18 @@ class Downloads(TransferCalls):
         number: int,
         signed: list[str],
         write: Callable[[bytes | memoryview, int], None],
-        progress: Progress,
+        tally: Tally,
     ) -> bytes:
+        """Read a part, past the gateway if `signed` has a URL; return its SHA-256."""
         offset, length = rules.part_range(artifact.size, number)
-        if signed and self._direct_works and length:
-            got = 0
-
-            def count(more: int) -> None:
-                nonlocal got
-                got += more
-                progress(more)
-
+        url = next(iter(signed), "")
+        if url and self._direct_works and length:
             try:
                 return self._connections.get(
-                    signed[0], offset=offset, length=length, write=write, progress=count
+                    url, offset=offset, length=length, write=write, progress=tally.add
                 )
             except DirectError as error:
-                progress(-got)
+                tally.set(0)
                 if not error.connected:
                     self._direct_works = False
         digest = hashlib.sha256()
@@ -165,16 +166,13 @@ class Downloads(TransferCalls):
         def take(piece: bytes | memoryview, at: int) -> None:
             digest.update(piece)
             write(piece, at)
-            progress(len(piece))
+            tally.add(len(piece))
 
         self.read_range(artifact, offset, length, write=take)
         return digest.digest()
 
     def _sign_download(self, artifact: pb.Artifact) -> list[str]:
-        wanted = self._direct == "always" or (
-            self._direct == "auto" and artifact.size >= DIRECT_BYTES_MIN
-        )
-        if not wanted or not self._direct_works:
+        if not self._goes_direct(artifact.size):
             return []
         request = pb.SignDownloadRequest(run_id=artifact.run_id, path=artifact.path)
         try:
@@ -185,17 +183,55 @@ class Downloads(TransferCalls):
             raise
         return [answer.request.url] if answer.artifact.digest == artifact.digest else []
 
-    @staticmethod
-    def _parts_there(descriptor: int, artifact: pb.Artifact) -> set[int]:
-        there = set()
-        for number in range(1, rules.part_count(artifact.size) + 1):
-            offset, length = rules.part_range(artifact.size, number)
-            if not _has_data(descriptor, offset, length):
-                continue
-            digest = rules.part_sha256(descriptor, artifact.size, number)
-            if digest == artifact.part_sha256s[(number - 1) * 32 : number * 32]:
-                there.add(number)
-        return there
+
+def _half(target: Path, artifact: pb.Artifact) -> Path:
+    """Where an unfinished download lies: beside its target, one name for each content."""
+    mark = hashlib.sha256(target.name.encode() + artifact.digest).hexdigest()[:16]
+    return target.with_name(f".{target.name[:50]}.{mark}.part")  # names have at most 255 bytes
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[int]:
+    """Yield a descriptor of a file that no other process has claimed; waits for it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, path):
+                yield descriptor
+                return
+            # While we waited, its owner renamed or deleted it.
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sha256(artifact: pb.Artifact, number: int) -> bytes:
+    return artifact.part_sha256s[(number - 1) * rules.SHA256_BYTES : number * rules.SHA256_BYTES]
+
+
+def _holds(path: Path, artifact: pb.Artifact) -> bool:
+    """Whether a file has an artifact's content."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return rules.has_content(file.fileno(), artifact.size, artifact.part_sha256s)
+
+
+def _parts_there(descriptor: int, artifact: pb.Artifact) -> set[int]:
+    """Return the numbers of the parts that a half-made download has."""
+    return {
+        number
+        for number in range(1, rules.part_count(artifact.size) + 1)
+        if _has_data(descriptor, *rules.part_range(artifact.size, number))
+        and rules.part_sha256(descriptor, artifact.size, number) == _sha256(artifact, number)
+    }
 
 
 def _reserve(descriptor: int, size: int) -> None:

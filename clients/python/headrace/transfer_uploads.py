@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from headrace import artifact_rules as rules
 from headrace.artifact_errors import ArtifactError, FileChangedError
 from headrace.direct import DirectError
 from headrace.transfer_calls import (
-    DIRECT_BYTES_MIN,
     PART_TRIES,
     Progress,
+    Tally,
     TransferCalls,
     each,
     no_progress,
@@ -79,7 +79,7 @@ class Uploads(TransferCalls):
                 descriptor=file.fileno(),
                 size=before.size,
                 sha256s=sha256s,
-                progress=progress,
+                tally=Tally(progress),
             )
             if before.size <= rules.SINGLE_BYTES_MAX:
                 return self._verified(work, 1, lambda: self._upload_small(work))
@@ -114,24 +114,9 @@ class Uploads(TransferCalls):
             digest=work.sha256s,
             content_type=work.content_type,
         )
-        sent = 0
-
-        def messages() -> Iterator[pb.UploadArtifactRequest]:
-            nonlocal sent
-            yield pb.UploadArtifactRequest(header=header)
-            for chunk in rules.pieces(work.descriptor, 0, work.size, rules.CHUNK_BYTES):
-                yield pb.UploadArtifactRequest(chunk=chunk)
-                sent += len(chunk)
-                work.progress(len(chunk))
-
-        try:
-            answer: pb.UploadArtifactResponse = self.call(
-                self.stub.UploadArtifact, messages(), fresh=messages
-            )
-        except ArtifactError:
-            work.progress(-sent)
-            raise
-        work.progress(work.size - sent)
+        answer: pb.UploadArtifactResponse = self._stream(
+            self.stub.UploadArtifact, pb.UploadArtifactRequest, header, work, part_number=1
+        )
         return answer.artifact
 
     def _upload_parts(self, work: "_Upload") -> pb.Artifact:
@@ -145,38 +130,39 @@ class Uploads(TransferCalls):
         for _ in range(RESTARTS_MAX):
             answer: pb.BeginUploadResponse = self.call(self.stub.BeginUpload, request)
             if answer.HasField("artifact"):
-                work.arrived(work.size)
+                work.tally.set(work.size)
                 return answer.artifact
             try:
-                return self._finish_parts(work, answer.upload)
+                self._send_parts(work, answer.upload)
+                return self._complete(work, answer.upload)
+            except FileChangedError:
+                raise
             except ArtifactError as error:
-                # Completed by a call whose answer was lost, or forgotten by S3,
-                # or (DIGEST_MISMATCH at the end) damaged on the way past the gateway.
-                again = error.reason in {"UPLOAD_NOT_FOUND", "DIGEST_MISMATCH"}
-                if not again or isinstance(error, FileChangedError):
-                    raise
+                work.tally.set(0)
+                if error.reason == "DIGEST_MISMATCH":  # what went past the gateway was wrong
+                    self._direct_works = False
+                    _check_unchanged(work)
+                elif error.reason != "UPLOAD_NOT_FOUND":
+                    raise  # else it was completed (an answer was lost), or S3 forgot it
         raise ArtifactError(
-            f"{work.path}: the server forgot the upload {RESTARTS_MAX} times",
-            reason="UPLOAD_NOT_FOUND",
+            f"{work.path}: the upload was lost {RESTARTS_MAX} times", reason="UPLOAD_NOT_FOUND"
         )
 
-    def _finish_parts(self, work: "_Upload", upload: pb.Upload) -> pb.Artifact:
+    def _send_parts(self, work: "_Upload", upload: pb.Upload) -> None:
         stored = set(upload.stored_parts)
-        work.arrived(sum(rules.part_range(work.size, n)[1] for n in stored))
+        work.tally.set(sum(rules.part_range(work.size, n)[1] for n in stored))
         missing = [n for n in range(1, upload.part_count + 1) if n not in stored]
         signed = _Signed(self, work, upload, missing)
-        direct = upload.direct_available and (
-            self._direct == "always" or work.size >= DIRECT_BYTES_MIN
-        )
+        direct = upload.direct_available and self._goes_direct(work.size)
 
         def put(number: int) -> None:
             self._verified(work, number, lambda: self._put(work, upload, number, signed, direct))
 
         each(put, missing, self._parallel)
-        answer: pb.CompleteUploadResponse = self.call(
-            self.stub.CompleteUpload,
-            pb.CompleteUploadRequest(run_id=work.run_id, upload_id=upload.upload_id),
-        )
+
+    def _complete(self, work: "_Upload", upload: pb.Upload) -> pb.Artifact:
+        request = pb.CompleteUploadRequest(run_id=work.run_id, upload_id=upload.upload_id)
+        answer: pb.CompleteUploadResponse = self.call(self.stub.CompleteUpload, request)
         return answer.artifact
 
     def _put(
@@ -184,44 +170,42 @@ class Uploads(TransferCalls):
     ) -> None:
         if direct and self._direct_works and self._put_directly(work, number, signed):
             return
-        offset, length = rules.part_range(work.size, number)
         header = pb.UploadPartHeader(
             run_id=work.run_id, upload_id=upload.upload_id, part_number=number
         )
-        sent = 0
+        self._stream(self.stub.UploadPart, pb.UploadPartRequest, header, work, part_number=number)
 
-        def messages() -> Iterator[pb.UploadPartRequest]:
-            nonlocal sent
-            work.progress(-sent)
-            sent = 0
-            yield pb.UploadPartRequest(header=header)
+    def _stream(
+        self, method: Any, message: Any, header: Any, work: "_Upload", *, part_number: int
+    ) -> Any:
+        """Send a header and the content of a part through the gateway; return the answer."""
+        offset, length = rules.part_range(work.size, part_number)
+        tally = Tally(work.tally.add)
+
+        def messages() -> Iterator[Any]:
+            tally.set(0)
+            yield message(header=header)
             for chunk in rules.pieces(work.descriptor, offset, length, rules.CHUNK_BYTES):
-                yield pb.UploadPartRequest(chunk=chunk)
-                sent += len(chunk)
-                work.progress(len(chunk))
+                yield message(chunk=chunk)
+                tally.add(len(chunk))
 
         try:
-            self.call(self.stub.UploadPart, messages(), fresh=messages)
+            answer = self._again(lambda: method(messages(), metadata=self.metadata))
         except ArtifactError:
-            work.progress(-sent)
+            tally.set(0)
             raise
-        work.progress(length - sent)  # another client had sent it meanwhile
+        tally.set(length)  # also when the gateway had it already
+        return answer
 
     def _put_directly(self, work: "_Upload", number: int, signed: "_Signed") -> bool:
         """Send a part straight to S3; False when the gateway has to take it."""
         offset, length = rules.part_range(work.size, number)
+        tally = Tally(work.tally.add)
         for _ in range(2):  # a connection that was kept open may have been closed meanwhile
             request = signed.take(number)
             if request is None:
                 self._direct_works = False
                 return False
-            sent = 0
-
-            def count(more: int) -> None:
-                nonlocal sent
-                sent += more
-                work.progress(more)
-
             try:
                 with open(work.descriptor, "rb", closefd=False) as file:
                     self._connections.put(
@@ -230,10 +214,10 @@ class Uploads(TransferCalls):
                         file,
                         offset=offset,
                         length=length,
-                        progress=count,
+                        progress=tally.add,
                     )
             except DirectError as error:
-                work.progress(-sent)
+                tally.set(0)
                 if not error.connected:
                     self._direct_works = False
                     return False
@@ -243,7 +227,8 @@ class Uploads(TransferCalls):
 
     def _verified(self, work: "_Upload", number: int, send: Callable[[], _T]) -> _T:
         """Send until the bytes arrive as announced; tell a damaged wire from a changed file."""
-        for tried in range(1, PART_TRIES + 1):
+        tried = 0
+        while True:
             try:
                 return send()
             except ArtifactError as error:
@@ -252,14 +237,14 @@ class Uploads(TransferCalls):
                 now = rules.part_sha256(work.descriptor, work.size, number)
                 if now != work.sha256s[(number - 1) * 32 : number * 32]:
                     raise _changed(work.source) from error
+                tried += 1
                 if tried == PART_TRIES:
                     raise
-        raise AssertionError("unreachable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Upload:
-    """One file on its way, and how much of it has arrived."""
+    """One file on its way."""
 
     run_id: str
     path: str
@@ -268,12 +253,7 @@ class _Upload:
     descriptor: int
     size: int
     sha256s: bytes
-    progress: Progress
-
-    def arrived(self, size: int) -> None:
-        """Count bytes that need not be sent."""
-        if size:
-            self.progress(size)
+    tally: Tally
 
 
 class _Signed:
@@ -309,6 +289,12 @@ class _Signed:
                     raise
                 self._requests.update((item.part_number, item) for item in answer.requests)
             return self._requests.pop(number)
+
+
+def _check_unchanged(work: _Upload) -> None:
+    """Raise FileChangedError unless the file still has the digests that were announced."""
+    if not rules.has_content(work.descriptor, work.size, work.sha256s):
+        raise _changed(work.source)
 
 
 def _changed(source: Path) -> FileChangedError:
