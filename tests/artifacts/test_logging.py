@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import headrace
+import numpy as np
 import pytest
 from headrace import artifact_queue as queues
+from headrace import spool_files
 from headrace.artifact_errors import ArtifactError
 
 from tests.artifacts.conftest import MIB, Site
@@ -103,6 +105,18 @@ def test_figures_are_drawn_in_the_format_of_their_name(site: Site, run: headrace
     assert b"<svg" in artifacts.read("plots/loss.svg")
 
 
+def test_images_and_arrays_of_pixels_are_figures_too(site: Site, run: headrace.Run) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    run.log_figure(image.fromarray(pixels), "image.jpg")
+    run.log_figure(pixels, "array.png")
+    run.finish(30)
+    artifacts = site.artifacts(run.id)
+    assert artifacts.read("image.jpg").startswith(b"\xff\xd8")
+    with artifacts.open("array.png") as file, image.open(file) as opened:
+        assert opened.size == (6, 4)
+
+
 def test_logging_returns_at_once_and_the_file_may_be_deleted(
     site: Site, run: headrace.Run, make_file: Make, faults: S3Faults
 ) -> None:
@@ -146,6 +160,78 @@ def test_a_large_file_written_in_place_before_it_is_stored_is_reported(
     assert "changed after it was logged" in synced.stderr
     assert [entry.path for entry in site.artifacts(run.id).list()] == []
     assert "pending" in capsys.readouterr().err
+
+
+def test_a_symbolic_link_stands_for_what_it_named_when_it_was_logged(
+    site: Site, run: headrace.Run, make_file: Make, tmp_path: Path
+) -> None:
+    first, second = make_file(2 * MIB, "epoch-1.pt"), make_file(2 * MIB, "epoch-2.pt")
+    content = first.read_bytes()
+    link = tmp_path / "last.pt"
+    link.symlink_to("epoch-1.pt")  # relative, as training loops write them
+    run.log_artifact(link)
+    link.unlink()
+    link.symlink_to(second.name)
+    first.unlink()
+    run.finish(30)
+    assert site.artifacts(run.id).read("last.pt") == content
+
+
+def test_what_somebody_has_to_put_right_costs_no_artifact(
+    site: Site, run: headrace.Run, make_file: Make, faults: S3Faults
+) -> None:
+    source = make_file(2 * MIB)
+    faults.faults.append(Fault(method="PUT", status=403, code="AccessDenied"))
+    run.log_artifact(source, "a")
+    run.log_text(run.id, "b")
+    until(lambda: "s3:PutObject" in run.artifact_status().waits_for, "the reason")
+    status = run.artifact_status()
+    assert (status.stored, status.pending, status.failed) == (0, 2, ())
+    assert "s3:PutObject" in status.summary()
+    faults.faults.clear()  # the permission is granted
+    run.finish(30)
+    assert run.artifact_status().done
+    assert [entry.path for entry in site.artifacts(run.id).list()] == ["a", "b"]
+
+
+def test_what_nobody_put_right_in_time_is_left_for_sync(
+    site: Site, spool: Path, make_file: Make, faults: S3Faults, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def headrace_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "headrace.cli", *arguments, str(spool)],
+            env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    faults.faults.append(Fault(method="PUT", status=403, code="AccessDenied"))
+    run = headrace.init(address=site.gateway.address, spool_dir=spool, quiet=True)
+    source = make_file(1_000)
+    run.log_artifact(source, "a")
+    until(lambda: "DENIED" in run.artifact_status().waits_for, "the reason")
+    busy = headrace_cli("sync")
+    assert busy.returncode == 1
+    assert "its uploader is at work" in busy.stderr
+    run.finish(0)
+    told = capsys.readouterr().err
+    assert "1 pending (BLOB_STORE_DENIED" in told
+    assert f"headrace sync {spool}" in told
+
+    def uploader_gone() -> bool:
+        shown = headrace_cli("status", "--json").stdout.splitlines()
+        assert any(json.loads(line).get("pending") == 1 for line in shown)
+        (queue,) = queues.queues(spool)
+        with spool_files.claimed(queue / queues.UPLOADER_LOCK) as free:
+            return free
+
+    until(uploader_gone, "the uploader's end")
+    assert headrace_cli("sync").returncode == 1
+    faults.faults.clear()
+    done = headrace_cli("sync")
+    assert done.returncode == 0, done.stderr
+    assert site.artifacts(run.id).read("a") == source.read_bytes()
 
 
 def test_the_last_call_for_a_path_wins(site: Site, run: headrace.Run) -> None:

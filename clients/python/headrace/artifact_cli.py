@@ -10,11 +10,12 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -32,6 +33,7 @@ from headrace.channel import open_blocking_channel
 from headrace.errors import ConfigurationError
 from headrace.settings import load_settings
 from headrace.transfers import Direct, Transfers
+from headrace.transfers import Progress as Advance
 
 application = typer.Typer(help="The files of runs.", no_args_is_help=True)
 
@@ -136,21 +138,26 @@ def verify(
     """Check every byte against its digest. Exits with 1 if anything differs."""
     bad = 0
     with _artifacts(run, address, tls_ca) as artifacts:
-        for entry in _entries(artifacts, path):
-            fault = _fault(artifacts, entry, path, against)
-            bad += bool(fault)
-            if as_json:
-                typer.echo(json.dumps({"path": entry.path, "good": not fault, "fault": fault}))
-            else:
-                typer.echo(f"{'BAD ' if fault else 'good'}  {entry.path}  {fault}".rstrip())
+        entries = _entries(artifacts, path)
+        quiet = as_json or against is not None
+        with _progress("verify", sum(entry.size for entry in entries), quiet=quiet) as tell:
+            for entry in entries:
+                fault = _fault(artifacts, entry, path, against, tell)
+                bad += bool(fault)
+                if as_json:
+                    typer.echo(json.dumps({"path": entry.path, "good": not fault, "fault": fault}))
+                else:
+                    typer.echo(f"{'BAD ' if fault else 'good'}  {entry.path}  {fault}".rstrip())
     if bad:
         raise typer.Exit(1)
 
 
-def _fault(artifacts: Artifacts, entry: Artifact, path: str, against: Path | None) -> str:
+def _fault(
+    artifacts: Artifacts, entry: Artifact, path: str, against: Path | None, tell: Advance
+) -> str:
     try:
         if against is None:
-            artifacts.verify(entry.path)
+            artifacts.verify(entry.path, progress=tell)
             return ""
         relative = entry.path[len(path) :].lstrip("/")
         if not artifacts.matches(entry.path, against / relative if relative else against):
@@ -197,15 +204,15 @@ def _artifacts(
         ):
             yield Artifacts(transfers, run)
     except ConfigurationError as error:
-        console.print(f"[red]{error}[/red]")
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except (ArtifactError, OSError) as error:
-        console.print(f"[red]{error}[/red]", soft_wrap=True)
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
 @contextlib.contextmanager
-def _progress(verb: str, total: int, *, quiet: bool) -> Iterator[Any]:
+def _progress(verb: str, total: int, *, quiet: bool) -> Iterator[Advance]:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -236,11 +243,15 @@ def _print(entries: list[Artifact], *, as_json: bool) -> None:
     table = Table("path", "size", "digest", "type", "created")
     for entry in entries:
         if entry.is_folder:
-            table.add_row(f"{entry.path}/", "", "", "", "")
+            table.add_row(escape(f"{entry.path}/"), "", "", "", "")
         else:
             assert entry.created_at is not None  # noqa: S101 - files have one
             created_text = entry.created_at.isoformat(sep=" ", timespec="seconds")
             table.add_row(
-                entry.path, decimal(entry.size), entry.digest[:12], entry.content_type, created_text
+                escape(entry.path),
+                decimal(entry.size),
+                entry.digest[:12],
+                escape(entry.content_type),
+                created_text,
             )
     Console().print(table)

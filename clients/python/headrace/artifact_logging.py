@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from headrace import artifact_queue as queues
 from headrace.artifact_queue import ArtifactQueue, ArtifactStatus
-from headrace.artifact_rules import path_fault, walk
+from headrace.artifact_rules import name_of, path_fault, walk
 from headrace.errors import HeadraceError
 from headrace.settings import Settings
 
@@ -36,10 +36,12 @@ class ArtifactLog:
         self._uploader: subprocess.Popen[bytes] | None = None
         self._dropped = 0
         self._last = ArtifactStatus()
+        self.directory: Path | None = None
+        """Of the last queue; None before there is one."""
 
     def add_path(self, source: Path, name: str | None, content_type: str) -> str:
         """Queue a file or a directory; return what is wrong, empty when nothing is."""
-        files = walk(source, source.resolve().name if name is None else name)
+        files = walk(source, name_of(source) if name is None else name)
         if not source.exists():
             return f"{source} does not exist"
         faults = ""
@@ -58,6 +60,7 @@ class ArtifactLog:
         try:
             if self._queue is None:
                 self._queue = ArtifactQueue(self._settings.spool_dir, self._run_id)
+                self.directory = self._queue.directory
             if isinstance(what, Path):
                 self._queue.add_file(what, path, kind)
             else:

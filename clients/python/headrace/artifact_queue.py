@@ -7,7 +7,7 @@ that logs artifacts:
     00000001.json …       requests: what to store, where; whole when they appear
     00000001.content      the content, when the queue holds it (see below)
     failed/00000001.json  requests that can never succeed, and why
-    status.json           the uploader's word: how many were stored
+    status.json           the uploader's word: how many were stored, what it waits for
     closed                the trainer will add no more
     trainer.lock, uploader.lock, uploader.log
 
@@ -16,6 +16,7 @@ files of up to 1 MiB; a clone that shares its blocks (XFS, Btrfs), after which
 the file may be changed at will; a hard link, which outlives deletion and
 replacement, not writing in place; else its path. A file that was changed
 between the call and its storing is never stored: the request fails and says so.
+A symbolic link stands for the file that it names at the time of the call.
 """
 
 import contextlib
@@ -78,12 +79,15 @@ class ArtifactStatus:
         pending: artifacts that wait.
         failed: (path, why) of those that can never be stored.
         dropped: artifacts that found no place in the queue (a full disk).
+        waits_for: why those that wait could not be stored when last tried; empty
+            when nothing is known to be wrong.
     """
 
     stored: int = 0
     pending: int = 0
     failed: tuple[tuple[str, str], ...] = ()
     dropped: int = 0
+    waits_for: str = ""
 
     @property
     def done(self) -> bool:
@@ -95,6 +99,8 @@ class ArtifactStatus:
         parts = [f"{self.stored:,} artifacts stored"]
         if self.pending:
             parts.append(f"{self.pending:,} pending")
+            if self.waits_for:
+                parts[-1] += f" ({self.waits_for})"
         if self.dropped:
             parts.append(f"{self.dropped:,} dropped for lack of disk")
         for path, why in self.failed[:3]:
@@ -130,16 +136,17 @@ class ArtifactQueue:
         Raises:
             OSError: the file cannot be read, or the request not be written.
         """
-        status = source.stat()
+        origin = source.resolve()  # a link itself could not be hard-linked, and may move on
+        status = origin.stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{source} is no regular file")
         self._number += 1
         content = self.directory / f"{self._number:08d}.content"
-        owned, kept = _keep(source, content, status.st_size)
+        owned, kept = _keep(origin, content, status.st_size)
         self._add(
             Request(
                 path=path,
-                source=os.fspath(content if kept else source.absolute()),
+                source=os.fspath(content if kept else origin),
                 owned=owned,
                 content_type=content_type,
                 size=-1 if owned else status.st_size,
@@ -270,8 +277,10 @@ def status_of(queue: Path, *, dropped: int = 0) -> ArtifactStatus:
         with contextlib.suppress(OSError, ValueError):
             content = json.loads(file.read_text())
             failed.append((content["path"], content["failure"]))
+    note = Note.read(queue / STATUS_NOTE)
     return ArtifactStatus(
-        stored=Note.read(queue / STATUS_NOTE).get("stored", 0),
+        stored=note.get("stored", 0),
+        waits_for=note.get("waits_for", ""),
         pending=sum(1 for _ in queue.glob("[0-9]*.json")),
         failed=tuple(failed),
         dropped=dropped,

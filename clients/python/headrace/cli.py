@@ -8,7 +8,6 @@ headrace status --json
 import asyncio
 import json
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -18,17 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from headrace import artifact_cli, artifact_queue, spool_files
+from headrace import artifact_cli, spool_files
+from headrace.artifact_delivery import print_queues, queues_in, sync_queues
 from headrace.errors import ConfigurationError, SpoolError
 from headrace.sender import Sender, SenderStoppedError
 from headrace.settings import Settings, load_settings
 from headrace.spool_files import Note, ProcessLock, WriterIdentity
 from headrace.spool_reader import SpoolReader
-from headrace.uploader import deliver
 
 PROGRESS_INTERVAL_S: Final = 0.1
-ARTIFACT_TIMEOUT_S: Final = 300.0
-"""Without any progress of an artifact, unless --timeout says otherwise."""
 
 application = typer.Typer(
     help="Deliver and inspect the spools in which training processes keep what they logged.",
@@ -76,7 +73,9 @@ def sync(
     timeout: Annotated[
         float | None, typer.Option(help="Give up on a spool after so many seconds.", min=0)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a spool.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a spool or queue.")
+    ] = False,
 ) -> None:
     """Send what spools hold. Safe to repeat: every record is stored exactly once.
 
@@ -84,12 +83,13 @@ def sync(
     sent, 1 when something was not.
     """
     settings = _settings(address=address, tls_ca=tls_ca)
-    reports = asyncio.run(
-        _sync_all(_spools(directories, settings), settings, timeout, quiet=as_json)
-    )
-    _print(reports, as_json=as_json)
-    delivered = _sync_artifacts(directories or [settings.spool_dir], settings, timeout)
-    if not delivered or any(report.outcome == "failed" for report in reports):
+    spools = _spools(directories, settings)
+    queues = queues_in(directories or [settings.spool_dir])
+    reports = asyncio.run(_sync_all(spools, settings, timeout, quiet=as_json))
+    if reports or not queues:
+        _print(reports, as_json=as_json)
+    stored = sync_queues(queues, settings, timeout)  # last: the spools create the runs
+    if not stored or any(report.outcome == "failed" for report in reports):
         raise typer.Exit(1)
 
 
@@ -99,11 +99,17 @@ def status(
         list[Path] | None,
         typer.Argument(help="Spools, or directories of spools; default: HEADRACE_SPOOL_DIR."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a spool.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a spool or queue.")
+    ] = False,
 ) -> None:
-    """Show the spools that are not fully delivered. Changes nothing."""
+    """Show the spools, and the artifacts, that are not fully delivered. Changes nothing."""
     settings = _settings()
-    _print([_inspect(path) for path in _spools(directories, settings)], as_json=as_json)
+    spools = _spools(directories, settings)
+    queues = queues_in(directories or [settings.spool_dir])
+    if spools or not queues:
+        _print([_inspect(path) for path in spools], as_json=as_json)
+    print_queues(queues, as_json=as_json)
 
 
 def main() -> None:
@@ -180,18 +186,6 @@ async def _sync(
     damages = [message for message in messages if message.startswith("damaged")]
     text = "; ".join(filter(None, [text, *damages]))
     return _outcome(before, outcome, sender.status.committed_sequence, text)
-
-
-def _sync_artifacts(directories: list[Path], settings: Settings, timeout_s: float | None) -> bool:
-    """Store what artifact queues hold, after the spools, which create the runs."""
-    complete = True
-    for queue in [each for path in directories for each in artifact_queue.queues(path)]:
-        limit_s = ARTIFACT_TIMEOUT_S if timeout_s is None else timeout_s
-        empty = deliver(queue, settings, deadline=time.monotonic() + limit_s)
-        status = artifact_queue.status_of(queue)
-        Console(stderr=True).print(f"{queue.name}: {status.summary()}", soft_wrap=True)
-        complete &= empty and not status.failed
-    return complete
 
 
 def _outcome(before: SpoolReport, outcome: str, committed: int, text: str) -> SpoolReport:

@@ -412,8 +412,10 @@ class Run(ArtifactMethods):
         status = self._artifacts.finish(deadline)
         if status.pending or status.failed or status.dropped:
             line = f"headrace: run {self.id} rank {self.rank}: {status.summary()}"
+            if status.pending and self._settings.mode == "online":
+                line += "; the uploader goes on in the background"
             if status.pending:
-                line += ". To store what is pending: headrace sync"
+                line += f". To store what remains: headrace sync {self._artifacts.directory}"
             with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be gone
                 sys.stderr.write(line + "\n")
 

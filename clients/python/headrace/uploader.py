@@ -1,13 +1,16 @@
 """Stores the artifacts of one queue: a program of its own, `python -m headrace.uploader QUEUE`.
 
 It lives as long as there is something to store or the trainer may add more,
-tries again for as long as a failure may pass, and outlives the trainer.
-Requests for one path are stored in the order of the calls.
+tries again for as long as a failure may pass, and outlives the trainer. What
+people have to put right (a token, a permission) is waited for while the trainer
+lives; then the queue is left for `headrace sync`. Requests for one path are
+stored in the order of the calls.
 """
 
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +20,7 @@ from headrace.artifact_queue import Request
 from headrace.channel import open_blocking_channel
 from headrace.settings import Settings, load_settings
 from headrace.spool_files import Note, claimed
+from headrace.transfer_calls import no_progress
 from headrace.transfers import Progress, Transfers
 
 POLL_S: Final = 0.1
@@ -24,13 +28,41 @@ BATCH: Final = 16
 PARALLEL: Final = 4
 PATIENCE_S: Final = 60.0
 """Within one transfer; the uploader itself goes on for ever."""
+WAIT_S: Final = 1.0
+WAIT_MAX_S: Final = 10.0
+"""Between attempts that failed, doubled from one to the next."""
+_WAITS_FOR_CHARACTERS_MAX: Final = 500
+
+_HOPELESS: Final = frozenset(
+    {
+        "MALFORMED_MESSAGE",
+        "FIELD_REQUIRED",
+        "FIELD_INVALID",
+        "LIMIT_EXCEEDED",
+        "RUN_PURGED",
+        "ARTIFACT_PATH_INVALID",
+        "ARTIFACT_PATH_CONFLICT",
+        "DIGEST_MISMATCH",
+    }
+)
+"""Reasons that lie in the request itself. Whatever else is wrong may be put right,
+at the gateway or at S3, and must not cost what the queue holds."""
+
+
+class _Outcome(Enum):
+    STORED = auto()
+    FAILED = auto()
+    LATER = auto()
+    """A failure that may pass by itself."""
+    HELP = auto()
+    """A failure that somebody has to put right."""
 
 
 class Uploader:
     """Empties one queue."""
 
     def __init__(
-        self, queue: Path, settings: Settings, *, progress: Progress | None = None
+        self, queue: Path, settings: Settings, *, progress: Progress = no_progress
     ) -> None:
         self._queue = queue
         self._run_id = queues.run_of(queue)
@@ -38,6 +70,7 @@ class Uploader:
         self._progress = progress
         self._note = Note(queue / queues.STATUS_NOTE)
         self._stored: int = Note.read(queue / queues.STATUS_NOTE).get("stored", 0)
+        self._waits_for = ""
 
     def run(self, *, deadline: float | None = None) -> bool:
         """Store what waits until no more can come.
@@ -53,18 +86,29 @@ class Uploader:
         patience_s = PATIENCE_S if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             with Transfers(channel, token=self._settings.token, patience_s=patience_s) as transfers:
-                while True:
-                    ended = queues.ended(self._queue)  # before looking: nothing comes after it
-                    batch = self._next_batch()
-                    if not batch and (ended or deadline is not None):
-                        return True
-                    if batch and not self._store_all(transfers, batch) and deadline is not None:
-                        return False
-                    if not batch:
-                        time.sleep(POLL_S)
+                return self._run(transfers, once=deadline is not None)
         finally:
             self._note.close()
             channel.close()
+
+    def _run(self, transfers: Transfers, *, once: bool) -> bool:
+        wait_s = WAIT_S
+        while True:
+            ended = queues.ended(self._queue)  # before looking: nothing comes after it
+            batch = self._next_batch()
+            if not batch:
+                if ended or once:
+                    return True
+                time.sleep(POLL_S)
+                continue
+            outcomes = self._store_all(transfers, batch)
+            if outcomes <= {_Outcome.STORED, _Outcome.FAILED}:
+                wait_s = WAIT_S
+                continue
+            if once or (ended and _Outcome.HELP in outcomes):
+                return False
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, WAIT_MAX_S)
 
     def _next_batch(self) -> list[tuple[Path, Request]]:
         """The oldest requests, of which no two have one path."""
@@ -77,16 +121,17 @@ class Uploader:
             batch.append((file, request))
         return batch
 
-    def _store_all(self, transfers: Transfers, batch: list[tuple[Path, Request]]) -> bool:
-        """Store a batch; return whether every request of it was settled."""
+    def _store_all(self, transfers: Transfers, batch: list[tuple[Path, Request]]) -> set[_Outcome]:
+        """Store a batch and note how far it went."""
+        self._waits_for = ""
         with ThreadPoolExecutor(PARALLEL) as executor:
-            settled = list(executor.map(lambda item: self._store(transfers, *item), batch))
-        self._stored += settled.count("stored")
-        self._note.write({"stored": self._stored})
-        return "" not in settled
+            outcomes = list(executor.map(lambda item: self._store(transfers, *item), batch))
+        self._stored += outcomes.count(_Outcome.STORED)
+        waits_for = self._waits_for[:_WAITS_FOR_CHARACTERS_MAX]
+        self._note.write({"stored": self._stored, "waits_for": waits_for})
+        return set(outcomes)
 
-    def _store(self, transfers: Transfers, file: Path, request: Request) -> str:
-        """Store one; return `stored`, `failed`, or "" when it has to be tried again."""
+    def _store(self, transfers: Transfers, file: Path, request: Request) -> _Outcome:
         try:
             source = Path(request.source)
             if not request.owned:
@@ -100,35 +145,42 @@ class Uploader:
                 source,
                 request.path,
                 content_type=request.content_type,
-                progress=self._progress or _nothing,
+                progress=self._progress,
             )
         except ArtifactError as error:
-            # A sender may still be about to create the run.
-            if error.retry or error.reason == "RUN_NOT_FOUND":
+            if error.reason not in _HOPELESS:
                 _say(f"{request.path}: {error}; it is tried again")
-                time.sleep(1.0)
-                return ""
+                self._waits_for = str(error)
+                # A sender may still be about to create the run.
+                passes = error.retry or error.reason == "RUN_NOT_FOUND"
+                return _Outcome.LATER if passes else _Outcome.HELP
             failure = str(error)
         except OSError as error:
             failure = f"{request.logged_as}: {error.strerror or error}"
         else:
             queues.settle(file)
-            return "stored"
+            return _Outcome.STORED
         _say(f"{request.path} failed: {failure}")
         queues.settle(file, failure=failure)
-        return "failed"
+        return _Outcome.FAILED
 
 
-def deliver(queue: Path, settings: Settings, *, deadline: float | None) -> bool:
+def deliver(
+    queue: Path,
+    settings: Settings,
+    *,
+    deadline: float | None,
+    progress: Progress = no_progress,
+) -> bool | None:
     """Empty a queue unless another process does; remove it when nothing is left to say.
 
     Returns:
-        Whether it is empty.
+        Whether it is empty; None when another process is at work on it.
     """
     with claimed(queue / queues.UPLOADER_LOCK) as mine:
         if not mine:
-            return False
-        empty = Uploader(queue, settings).run(deadline=deadline)
+            return None
+        empty = Uploader(queue, settings, progress=progress).run(deadline=deadline)
         status = queues.status_of(queue)
         # A trainer that waits in `finish` reads the status, and removes the queue itself.
         with claimed(queue / queues.TRAINER_LOCK) as trainer_gone:
@@ -140,10 +192,6 @@ def deliver(queue: Path, settings: Settings, *, deadline: float | None) -> bool:
 def _say(text: str) -> None:
     sys.stderr.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")
     sys.stderr.flush()
-
-
-def _nothing(_: int) -> None:
-    pass
 
 
 def main() -> None:
