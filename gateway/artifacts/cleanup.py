@@ -131,10 +131,7 @@ class Cleanup:
         named: list[str] = []
         count = 0
         async for page in pages:
-            known = await self._store.known_keys([item.key for item in page])
-            for item in page:
-                if item.key in known or item.modified_at > latest:
-                    continue
+            for item in await self._unknown([item for item in page if item.modified_at <= latest]):
                 count += 1
                 if len(named) < _LIST_MAX:
                     named.append(item.key)
@@ -145,6 +142,22 @@ class Cleanup:
                 else:
                     await self._bucket.delete(item.key)
         return tuple(named), count
+
+    async def _unknown(self, items: list[StoredObject]) -> list[StoredObject]:
+        """Return the objects, and the multipart uploads, that no row stands for."""
+        keys = [item.key for item in items]
+        known, ids = await self._store.known_keys(keys), await self._store.upload_ids(keys)
+        return [
+            item
+            for item in items
+            # Of several multipart uploads to a key (gateways that began it at the same
+            # time, of which one died) the row names one, and that never changes.
+            if (
+                item.key not in known
+                if item.s3_upload_id is None
+                else ids.get(item.key, "") not in (None, item.s3_upload_id)
+            )
+        ]
 
     async def _missing(self) -> tuple[tuple[str, ...], int]:
         named: list[str] = []

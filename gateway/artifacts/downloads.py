@@ -88,7 +88,11 @@ class Downloads:
                 ):
                     async for chunk in chunks:
                         writing = asyncio.ensure_future(write(chunk))
-                        done, _ = await asyncio.wait({writing}, timeout=self._stall_timeout_s)
+                        try:
+                            done, _ = await asyncio.wait({writing}, timeout=self._stall_timeout_s)
+                        except asyncio.CancelledError:  # the caller is gone
+                            writing.cancel()
+                            raise
                         position += len(chunk)
                         if not done:
                             stuck = writing

@@ -2,15 +2,50 @@
 
 Whoever waits is not read, so HTTP/2 holds its client back; first come, first
 served. This bounds the gateway's memory: a transfer under way holds a few
-chunks, a waiting one only what HTTP/2 has buffered of it.
+chunks, a waiting one only what HTTP/2 has buffered of it. `Admission` bounds
+how many there are of both together.
 """
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Hashable, Iterator
+from typing import Final
 
 from prometheus_client import Gauge
+
+from gateway.domain.errors import HeadraceError, Reason
+
+_RETRY_AFTER_MS: Final = 1_000
+
+
+class Admission:
+    """Refuses transfers beyond the most that may be open at once, moving or waiting."""
+
+    def __init__(self, open_max: int) -> None:
+        self._open_max = open_max
+        self._open = 0
+
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """Be one of them.
+
+        Raises:
+            HeadraceError: OVERLOADED.
+        """
+        if self._open >= self._open_max:
+            raise HeadraceError(
+                Reason.OVERLOADED,
+                f"the gateway has {self._open_max} open transfers, its maximum",
+                field="artifact_parts_in_flight_max",
+                limit=self._open_max,
+                retry_after_ms=_RETRY_AFTER_MS,
+            )
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
 
 
 class Slots:

@@ -110,6 +110,7 @@ class Uploads:
                     sha256=content.digest,
                     content_type=target.content_type,
                 )
+            METRICS.artifact_bytes_received.inc(content.size)
             return await self._store.publish(target.workspace_id, upload), False
         except HeadraceError:
             # If the process dies instead, the row expires and is reaped.

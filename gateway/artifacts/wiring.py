@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.artifacts.cleanup import Cleanup
 from gateway.artifacts.downloads import Downloads
-from gateway.artifacts.slots import Slots
+from gateway.artifacts.slots import Admission, Slots
 from gateway.artifacts.uploads import Uploads
 from gateway.blobs.bucket import Bucket, BucketSettings
 from gateway.config import Settings
@@ -14,11 +15,16 @@ from gateway.store.artifacts import ArtifactStore
 from gateway.store.connections import Database
 from gateway.telemetry import METRICS
 
+_OPEN_PER_SLOT: Final = 8
+"""Transfers that may be open for each that may move: a waiting one costs what HTTP/2
+buffers of it (`lookahead_bytes`) and about 60 kB, so 512 of them less than 100 MB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifacts:
     """What the artifact service stands on."""
 
+    admission: Admission
     store: ArtifactStore
     bucket: Bucket
     uploads: Uploads
@@ -29,8 +35,10 @@ class Artifacts:
 def bucket_settings(settings: Settings) -> BucketSettings:
     """Return the bucket that the settings name; `s3_bucket` must be set."""
     style = settings.s3_addressing_style
-    if style == "auto" and settings.s3_endpoint_url is not None:
-        style = "path"  # what servers other than AWS understand without DNS of their own
+    if style == "auto":
+        # Servers other than AWS understand paths without DNS of their own. Of AWS, botocore's
+        # own "auto" signs URLs of the global endpoint, which redirects what it cannot serve.
+        style = "virtual" if settings.s3_endpoint_url is None else "path"
     return BucketSettings(
         bucket=settings.s3_bucket,
         endpoint_url=settings.s3_endpoint_url,
@@ -59,6 +67,7 @@ async def open_artifacts(settings: Settings, database: Database) -> AsyncIterato
     total, one = settings.artifact_parts_in_flight_max, settings.artifact_parts_per_upload_max
     async with Bucket(bucket_settings(settings)) as bucket:
         yield Artifacts(
+            admission=Admission(_OPEN_PER_SLOT * total),
             store=store,
             bucket=bucket,
             uploads=Uploads(

@@ -57,7 +57,7 @@ class BucketSettings:
     endpoint_url: str | None = None
     public_endpoint_url: str | None = None
     region: str = "us-east-1"
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    addressing_style: Literal["path", "virtual"] = "virtual"
     access_key_id: str | None = None
     secret_access_key: str | None = None
     key_prefix: str = ""
@@ -240,6 +240,12 @@ class Bucket:
                 ),
             )
             for part in answer.get("Parts", ()):
+                if "ETag" not in part:
+                    raise HeadraceError(
+                        Reason.INTERNAL,
+                        f"the S3 server of bucket {self.name!r} lists parts without their ETags,"
+                        " which completing an upload needs: use another server",
+                    )
                 checksum = part.get("ChecksumSHA256")
                 parts[part["PartNumber"]] = StoredPart(
                     etag=part["ETag"],

@@ -5,6 +5,7 @@ removes it again. The order is that of an upload, so that the first bad line is
 the first thing to change; what depends on it is not tried.
 """
 
+import contextlib
 import hashlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable
@@ -50,20 +51,30 @@ class _Examination:
             await self._try("GetObject", self._get(), "allowed, and the bytes are the same")
             await self._try("DeleteObject", bucket.delete(key), "allowed")
             await self._checksums()
-        done, upload_id = await self._try(
-            "CreateMultipartUpload",
-            bucket.begin_multipart(key, content_type="text/plain"),
-            "allowed",
-        )
-        if done:
-            await self._try("UploadPart", self._part(upload_id), "allowed")
-            await self._try("ListParts", bucket.list_parts(key, upload_id), "allowed")
-            await self._try(
-                "AbortMultipartUpload", bucket.abort_multipart(key, upload_id), "allowed"
-            )
+        await self._multipart()
         await self._try("ListObjectsV2", _first(bucket.list_objects(key)), "allowed")
         await self._try("ListMultipartUploads", _first(bucket.list_multiparts(key)), "allowed")
         return self._findings
+
+    async def _multipart(self) -> None:
+        """Go through an upload in parts to its end, then abort another."""
+        bucket, key = self._bucket, self._key
+        done, upload_id = await self._try("CreateMultipartUpload", self._begin(), "allowed")
+        if not done:
+            return
+        await self._try("UploadPart", self._part(upload_id), "allowed")
+        done, parts = await self._try("ListParts", bucket.list_parts(key, upload_id), "allowed")
+        if done and parts:
+            joined = {number: (part.etag, _SHA256) for number, part in parts.items()}
+            await self._try(
+                "CompleteMultipartUpload",
+                bucket.complete_multipart(key, upload_id, joined),
+                "allowed",
+            )
+            with contextlib.suppress(HeadraceError):  # a finding already, if it is denied
+                await bucket.delete(key)
+            upload_id = await self._begin()
+        await self._try("AbortMultipartUpload", bucket.abort_multipart(key, upload_id), "allowed")
 
     async def _try(self, check: str, work: Awaitable[Any], found: str) -> tuple[bool, Any]:
         try:
@@ -76,6 +87,9 @@ class _Examination:
 
     async def _put(self) -> None:
         await self._bucket.put(self._key, _content(), size=len(_CONTENT), sha256=_SHA256)
+
+    async def _begin(self) -> str:
+        return await self._bucket.begin_multipart(self._key, content_type="text/plain")
 
     async def _part(self, upload_id: str) -> None:
         await self._bucket.put_part(

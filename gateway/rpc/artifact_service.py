@@ -61,7 +61,7 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
     ) -> pb.UploadArtifactResponse:
         """Store a small file from one stream."""
         uploads = self._artifacts.uploads
-        header = await _header(request_iterator)
+        header = await _header(request_iterator, self._stall_timeout_s)
         if header.size > SINGLE_BYTES_MAX:
             raise HeadraceError(
                 Reason.LIMIT_EXCEEDED,
@@ -72,7 +72,8 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
             )
         content = Content(size=header.size, part_sha256s=header.digest)
         chunks = _chunks(request_iterator, self._stall_timeout_s)
-        artifact, known = await uploads.put_small(_target(header), content, chunks)
+        with self._artifacts.admission.admit():
+            artifact, known = await uploads.put_small(_target(header), content, chunks)
         self._artifacts.cleanup.wake()
         return pb.UploadArtifactResponse(artifact=_artifact(artifact), deduplicated=known)
 
@@ -99,9 +100,10 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
     ) -> pb.UploadPartResponse:
         """Forward one part."""
         uploads = self._artifacts.uploads
-        header = await _header(request_iterator)
+        header = await _header(request_iterator, self._stall_timeout_s)
         chunks = _chunks(request_iterator, self._stall_timeout_s)
-        await uploads.put_part(*_upload_of(header), header.part_number, chunks)
+        with self._artifacts.admission.admit():
+            await uploads.put_part(*_upload_of(header), header.part_number, chunks)
         return pb.UploadPartResponse(part_number=header.part_number)
 
     async def ListParts(  # noqa: N802
@@ -174,12 +176,13 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
         header = pb.DownloadArtifactHeader(
             artifact=_artifact(artifact), offset=request.offset, length=length
         )
-        await context.write(pb.DownloadArtifactResponse(header=header))
 
         async def write(chunk: bytes) -> None:
             await context.write(pb.DownloadArtifactResponse(chunk=chunk))
 
-        await downloads.send(found, offset=request.offset, length=length, write=write)
+        with self._artifacts.admission.admit():
+            await context.write(pb.DownloadArtifactResponse(header=header))
+            await downloads.send(found, offset=request.offset, length=length, write=write)
 
     async def SignDownload(  # noqa: N802
         self, request: pb.SignDownloadRequest, context: Any
@@ -262,15 +265,20 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
         return _timestamp(datetime.now(UTC) + timedelta(seconds=self._signed_expiry_s))
 
 
-async def _header(requests: AsyncIterator[Any]) -> Any:
+async def _header(requests: AsyncIterator[Any], stall_timeout_s: float) -> Any:
     """Return the header that a stream must begin with."""
-    async for request in requests:
-        if request.WhichOneof("message") == "header":
-            return request.header
-        break
-    raise HeadraceError(
-        Reason.OPEN_EXPECTED, "the first message of an upload is its header", field="header"
-    )
+    try:
+        async with asyncio.timeout(stall_timeout_s):
+            request = await anext(aiter(requests), None)
+    except TimeoutError:
+        raise HeadraceError(
+            Reason.TRANSFER_STALLED, f"no header arrived in {stall_timeout_s:g} seconds"
+        ) from None
+    if request is None or request.WhichOneof("message") != "header":
+        raise HeadraceError(
+            Reason.OPEN_EXPECTED, "the first message of an upload is its header", field="header"
+        )
+    return request.header
 
 
 async def _chunks(requests: AsyncIterator[Any], stall_timeout_s: float) -> AsyncIterator[bytes]:

@@ -412,6 +412,15 @@ class ArtifactStore:
             rows = await connection.fetch(_SQL["list_known_keys"], object_keys)
         return {row["object_key"] for row in rows}
 
+    async def upload_ids(self, object_keys: list[str]) -> dict[str, str | None]:
+        """Return, of those keys that are being uploaded to, the S3 ids that count.
+
+        None while S3 has not named the upload: any of its ids may become the one.
+        """
+        async with self._database.query() as connection:
+            rows = await connection.fetch(_SQL["list_upload_ids"], object_keys)
+        return {row["object_key"]: row["s3_upload_id"] for row in rows}
+
     async def list_blob_keys(self, *, after: str, count_max: int) -> list[tuple[str, int]]:
         """Return (key, size in bytes) of stored content, ordered by key."""
         async with self._database.query() as connection:

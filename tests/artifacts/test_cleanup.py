@@ -12,7 +12,9 @@ from uuid import uuid4
 import pytest
 
 from gateway.artifacts.wiring import Artifacts, open_artifacts
+from gateway.blobs.errors import UploadForgottenError
 from gateway.domain.artifacts import Content, part_range
+from gateway.domain.errors import HeadraceError, Reason
 from gateway.store.artifacts import Target
 from gateway.store.connections import Database
 from tests.artifacts.conftest import MIB, BucketAccess
@@ -155,6 +157,34 @@ async def test_the_reconciler_shows_orphans_and_spares_what_is_under_way(parts: 
     await artifacts.uploads.complete(WORKSPACE, upload.run_id, upload.upload_id)
 
 
+async def test_a_second_multipart_upload_to_a_key_is_an_orphan_and_the_one_that_counts_is_not(
+    parts: Parts,
+) -> None:
+    """Two gateways began it at the same time; the one that came second died."""
+    artifacts, database = parts
+    data = bytes(20 * MIB)
+    begun = await artifacts.uploads.begin(await target(database, "a"), content_of(data))
+    upload = begun.upload  # type: ignore[union-attr]
+    second = await artifacts.bucket.begin_multipart(upload.object_key, content_type="text/plain")
+    assert upload.s3_upload_id is not None
+    report = await artifacts.cleanup.reconcile(dry_run=False, older_than_s=-60)
+    assert report.orphan_uploads == (upload.object_key,)
+    with pytest.raises(UploadForgottenError):
+        await artifacts.bucket.list_parts(upload.object_key, second)
+    assert await artifacts.bucket.list_parts(upload.object_key, upload.s3_upload_id) == {}
+    # Nor does it hide behind the content that the first became.
+    third = await artifacts.bucket.begin_multipart(upload.object_key, content_type="text/plain")
+    for number, length in ((1, 16 * MIB), (2, 4 * MIB)):
+        await artifacts.uploads.put_part(
+            WORKSPACE, upload.run_id, upload.upload_id, number, chunks(bytes(length))
+        )
+    await artifacts.uploads.complete(WORKSPACE, upload.run_id, upload.upload_id)
+    report = await artifacts.cleanup.reconcile(dry_run=False, older_than_s=-60)
+    assert (report.orphan_objects, report.orphan_uploads) == ((), (upload.object_key,))
+    with pytest.raises(UploadForgottenError):
+        await artifacts.bucket.list_parts(upload.object_key, third)
+
+
 async def test_content_whose_object_is_gone_is_reported(parts: Parts) -> None:
     artifacts, database = parts
     where = await target(database, "a")
@@ -190,8 +220,6 @@ async def test_runs_of_another_workspace_do_not_exist(parts: Parts) -> None:
     artifacts, database = parts
     where = await target(database, "a")
     await store(artifacts, where, b"private")
-    from gateway.domain.errors import HeadraceError, Reason
-
     for call in (
         artifacts.store.get(7, where.run_id, "a"),
         artifacts.store.delete(7, where.run_id, "a", recursive=False),

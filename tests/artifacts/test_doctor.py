@@ -9,6 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gateway.artifacts.wiring import bucket_settings
+from gateway.blobs.bucket import Bucket
+from gateway.config import Settings
 from gateway.doctor import diagnose, healthy
 from gateway.domain.findings import Finding, Health
 from tests.artifacts.conftest import BucketAccess
@@ -43,6 +46,7 @@ async def test_a_sound_bucket_is_all_green(database_dsn: str, bucket: BucketAcce
         ("DELETE", "", "S3 DeleteObject", "s3:DeleteObject"),
         ("DELETE", "uploadId", "S3 AbortMultipartUpload", "s3:AbortMultipartUpload"),
         ("GET", "uploadId", "S3 ListParts", "s3:ListMultipartUploadParts"),
+        ("POST", "uploadId", "S3 CompleteMultipartUpload", "s3:PutObject"),
         ("GET", "list-type", "S3 ListObjectsV2", "s3:ListBucket"),
     ],
 )
@@ -58,6 +62,17 @@ async def test_a_missing_permission_is_named_with_its_remedy(  # noqa: PLR0917 -
     assert finding.health is Health.BAD
     assert finding.found == permission
     assert f"grant {permission}" in finding.remedy
+
+
+async def test_the_doctor_leaves_nothing_behind(database_dsn: str, bucket: BucketAccess) -> None:
+    settings = bucket.settings(database_dsn)
+    await diagnose(settings)
+    async with Bucket(bucket_settings(settings)) as opened:
+        objects = [item async for page in opened.list_objects(bucket.key_prefix) for item in page]
+        uploads = [
+            item async for page in opened.list_multiparts(bucket.key_prefix) for item in page
+        ]
+    assert (objects, uploads) == ([], [])
 
 
 async def test_a_missing_bucket_and_bad_credentials_are_told_apart(
@@ -79,8 +94,6 @@ async def test_settings_that_risk_points_are_bad_and_slow_ones_are_warnings(
 ) -> None:
     name = database_dsn.rpartition("/")[2]
     await execute(database_dsn, f"ALTER DATABASE {name} SET synchronous_commit = off")
-    from gateway.config import Settings
-
     found = by_check(await diagnose(Settings(dsn=database_dsn)))
     assert found["synchronous_commit"].health is Health.BAD
     assert found["fsync"].health is Health.BAD  # of the tests' own server
@@ -94,8 +107,6 @@ async def test_settings_that_risk_points_are_bad_and_slow_ones_are_warnings(
 async def test_too_small_a_max_connections_and_missing_privileges_are_bad(
     database_dsn: str,
 ) -> None:
-    from gateway.config import Settings
-
     greedy = Settings(dsn=database_dsn, ingest_connections=64, query_connections=256)
     finding = by_check(await diagnose(greedy))["max_connections"]
     assert finding.health is Health.BAD
@@ -133,8 +144,6 @@ def test_the_command_prints_json_and_exits_by_what_it_found(
 
 
 def test_an_unmigrated_database_is_bad(database_dsn: str) -> None:
-    from gateway.config import Settings
-
     run_apart(execute(database_dsn, "UPDATE alembic_version SET version_num = '0001'"))
     finding = by_check(run_apart(diagnose(Settings(dsn=database_dsn))))["migrations"]
     assert finding.health is Health.BAD

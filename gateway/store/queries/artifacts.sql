@@ -219,6 +219,11 @@ SELECT object_key FROM blobs WHERE object_key = ANY ($1::text[])
 UNION
 SELECT object_key FROM uploads WHERE object_key = ANY ($1::text[]);
 
+-- name: list_upload_ids
+SELECT object_key, s3_upload_id
+FROM uploads
+WHERE object_key = ANY ($1::text[]);
+
 -- name: list_blob_keys
 -- The keys of stored content, page by page: each must have an object.
 SELECT object_key, size
