@@ -38,7 +38,7 @@ conformance: setup ## every client against every scenario; CLIENTS=go,rust CASES
 
 .PHONY: artifacts-full
 artifacts-full: setup ## artifacts at full size: 4 GiB in one file, 32 x 256 MiB at a time (minutes, 20 GB of disk)
-	HEADRACE_ARTIFACTS_FULL=1 $(BIN)/python -m pytest tests/artifacts -rP -k 'memory or fault or transfer'
+	HEADRACE_ARTIFACTS_FULL=1 $(BIN)/python -m pytest tests/artifacts/test_memory.py -rP
 
 .PHONY: bench
 bench: setup ## measure ingest beside raw COPY; writes benchmarks/results/latest.json
