@@ -19,7 +19,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from headrace.stream_call import StreamCall, StreamOverError
 from headrace.v1 import metric_service_pb2 as wire
 from headrace.v1 import run_service_pb2, run_service_pb2_grpc
 
+from benchmarks.bare_call import BareCall
 from benchmarks.plan import Encoder, Mix, Plan
 
 _METHOD: Final = "/headrace.v1.MetricService/WriteMetrics"
@@ -41,6 +42,8 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
 )
 _KEYS_PER_MESSAGE: Final = 10_000
+
+Call = StreamCall[wire.WriteMetricsResponse] | BareCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,7 @@ class Traffic:
         recut: cut batches of random length, and other ones after a resume.
         seed: of run and writer ids; equal seeds continue the same writers.
         token: bearer token.
+        bare: send by `bare_call`, at a fraction of grpc.aio's cost.
     """
 
     streams: int = 64
@@ -80,6 +84,7 @@ class Traffic:
     recut: bool = False
     seed: int = field(default_factory=lambda: random.randrange(2**32))
     token: str = ""
+    bare: bool = False
 
     def run_id(self, stream: int) -> str:
         return self._id("run", 0 if self.shared_run else stream)
@@ -198,10 +203,8 @@ class _Stream:
         while True:
             before = self.committed
             try:
-                async with grpc.aio.insecure_channel(
-                    self._address, options=_CHANNEL_OPTIONS
-                ) as channel:
-                    await self._converse(channel, encoder, go, stop)
+                async with self._call() as call:
+                    await self._converse(call, encoder, go, stop)
                 return
             except grpc.aio.AioRpcError as error:
                 if not self._traffic.resume or error.code() is not grpc.StatusCode.UNAVAILABLE:
@@ -220,15 +223,27 @@ class _Stream:
         )
         await stub.CreateRun(request, metadata=self._metadata, timeout=60)
 
+    @contextlib.asynccontextmanager
+    async def _call(self) -> AsyncIterator[Call]:
+        """Create the run and lend a call, on a connection of its own."""
+        async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+            await self._create_run(channel)
+            if not self._traffic.bare:
+                yield StreamCall(
+                    channel.stream_stream(_METHOD, None, wire.WriteMetricsResponse.FromString)(
+                        metadata=self._metadata
+                    )
+                )
+                return
+        call = await BareCall.open(self._address, _METHOD, self._metadata)
+        try:
+            yield call
+        finally:
+            call.cancel()
+
     async def _converse(
-        self, channel: grpc.aio.Channel, encoder: Encoder, go: asyncio.Event, stop: asyncio.Event
+        self, call: Call, encoder: Encoder, go: asyncio.Event, stop: asyncio.Event
     ) -> None:
-        await self._create_run(channel)
-        call = StreamCall[wire.WriteMetricsResponse](
-            channel.stream_stream(_METHOD, None, wire.WriteMetricsResponse.FromString)(
-                metadata=self._metadata
-            )
-        )
         traffic = self._traffic
         opening = wire.OpenWriter(
             run_id=traffic.run_id(self.number),
@@ -270,9 +285,7 @@ class _Stream:
         if failure is not None and not isinstance(failure, asyncio.CancelledError):
             raise failure
 
-    async def _end(
-        self, call: StreamCall[wire.WriteMetricsResponse], reader: asyncio.Task[None]
-    ) -> None:
+    async def _end(self, call: Call, reader: asyncio.Task[None]) -> None:
         if self._moving:
             await asyncio.wait([reader])
             return
@@ -288,11 +301,7 @@ class _Stream:
         call.cancel()
 
     async def _send(
-        self,
-        call: StreamCall[wire.WriteMetricsResponse],
-        encoder: Encoder,
-        stop: asyncio.Event,
-        reader: asyncio.Task[None],
+        self, call: Call, encoder: Encoder, stop: asyncio.Event, reader: asyncio.Task[None]
     ) -> None:
         traffic, plan = self._traffic, self._plan
         loop = asyncio.get_running_loop()
@@ -327,7 +336,7 @@ class _Stream:
         # A replacement of a killed process knows the end only from the plan.
         self._last_sequence = sequence - 1
 
-    async def _read(self, call: StreamCall[wire.WriteMetricsResponse]) -> None:
+    async def _read(self, call: Call) -> None:
         finished = False
         try:
             while (answer := await call.read()) is not None:
@@ -462,7 +471,7 @@ def _parse(arguments: list[str]) -> tuple[str, Traffic, str]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=0.0)
     for name in ("swapped", "repeated", "late"):
         parser.add_argument(f"--{name}", type=float, default=0.0, help="fraction of the records")
-    for name in ("idle", "shared_run", "resume", "recut", "special_values"):
+    for name in ("idle", "shared_run", "resume", "recut", "special_values", "bare"):
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true")
     parser.add_argument("--no-finish", dest="finish", action="store_false")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))

@@ -43,6 +43,7 @@ from gateway.housekeeping import (
     run_jobs,
 )
 from gateway.ingest.engine import IngestEngine, IngestSettings
+from gateway.process import forget_startup_objects, keep_freed_memory
 from gateway.rpc.artifact_service import ArtifactService
 from gateway.rpc.authentication import Authenticator
 from gateway.rpc.experiment_service import ExperimentService
@@ -149,6 +150,7 @@ async def serve(
     """
     stopping, hurrying = asyncio.Event(), asyncio.Event()
     _on_signals(stopping, hurrying)
+    keep_freed_memory()
     async with _stores(settings, worker) as stores:
         engine = IngestEngine(
             stores.metrics,
@@ -177,6 +179,7 @@ async def serve(
         checkup = asyncio.create_task(_check_up(settings, stores.database, worker))
         housekeeping = asyncio.create_task(_keep_house(settings, stores))
         try:
+            forget_startup_objects()
             on_ready(port)
             await stopping.wait()
             _LOG.info("draining", streams=engine.streams, deadline_s=settings.drain_deadline_s)

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from gateway.domain.limits import CHUNK_POINTS_MAX, CHUNK_POINTS_MAX_IRREGULAR
 from gateway.ingest.summary import Fold
@@ -381,16 +381,10 @@ def gather(
     slot_count: int,
 ) -> Points:
     """Concatenate the batches' columns; batch i's key indexes are moved up by `bases[i]`."""
-    lengths = [len(column[3]) for column in columns]
-    slot: NDArray[np.uint16] | NDArray[np.uint32]
-    if slot_count <= 65_536:
-        slot = np.empty(sum(lengths), np.uint16)
-    else:
-        slot = np.empty(sum(lengths), np.uint32)
-    start = 0
-    for (index, _, _, _), base, length in zip(columns, bases, lengths, strict=True):
-        np.add(index, base, out=slot[start : start + length], casting="unsafe")
-        start += length
+    # Below, not at: a portion without keys may have the slot count itself as its base.
+    dtype: DTypeLike = np.uint16 if slot_count < 65_536 else np.uint32
+    slot = np.concatenate([column[0] for column in columns], dtype=dtype, casting="unsafe")
+    slot += np.repeat(np.array(bases, dtype), [len(column[0]) for column in columns])
     return Points(
         slot=slot,
         step=np.concatenate([column[1] for column in columns]),

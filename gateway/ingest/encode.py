@@ -83,14 +83,13 @@ def unresolved_indexes(portion: Portion) -> list[int]:
     keys = portion.session.keys
     if not keys.unresolved:
         return []
-    used = {
-        int(index)
-        for batch in portion.batches
-        for index in np.unique(
-            batch.series_index[keys.series_ids[batch.series_index] == UNRESOLVED]
-        )
-    }
-    return sorted(used)
+    used = np.zeros(keys.size, np.bool_)
+    for batch in portion.batches:
+        used[batch.series_index] = True
+    indexes: list[int] = np.flatnonzero(
+        used & (keys.series_ids[: keys.size] == UNRESOLVED)
+    ).tolist()
+    return indexes
 
 
 def mark_targets(portions: Sequence[Portion]) -> LateMarks:

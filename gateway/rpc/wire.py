@@ -68,13 +68,11 @@ def decode(message: bytes) -> Batch | WriteMetricsRequest:
 
 def _varint(message: bytes, start: int) -> tuple[int, int]:
     """Return a varint and the place after it; a place past the end when it is cut off."""
-    value = shift = 0
-    for place in range(start, min(start + 10, len(message))):
-        byte = message[place]
-        value |= (byte & 0x7F) << shift
+    value = 0
+    for length, byte in enumerate(message[start : start + 10]):
+        value |= (byte & 0x7F) << 7 * length
         if byte < 0x80:
-            return value, place + 1
-        shift += 7
+            return value, start + length + 1
     return 0, len(message) + 1
 
 

@@ -247,11 +247,13 @@ class IngestConnection:
         """
         async with self._errors() as connection:
             found = await self._find_series(connection, wanted, range(len(wanted.keys)))
-            missing = [place for place in range(len(wanted.keys)) if place not in found]
+            missing: dict[UUID, list[int]] = {}
+            for place, run_id in enumerate(wanted.run_ids):
+                if place not in found:
+                    missing.setdefault(run_id, []).append(place)
             if missing:
                 allowed: list[int] = []
-                for run_id in {wanted.run_ids[place] for place in missing}:
-                    places = [place for place in missing if wanted.run_ids[place] == run_id]
+                for run_id, places in missing.items():
                     count = await connection.fetchval(
                         _SQL["count_series"], run_id, SERIES_PER_RUN_MAX
                     )
