@@ -1,7 +1,7 @@
 """The gateway's memory stays bounded, whatever goes through it.
 
-Scaled down unless HEADRACE_ARTIFACTS_FULL=1 (`make artifacts-full`): then 4 GiB
-in one file, and 32 files of 256 MiB at a time.
+Scaled down, with the bound, unless HEADRACE_ARTIFACTS_FULL=1 (`make artifacts-full`):
+then 4 GiB in one file, and 32 files of 256 MiB at a time.
 """
 
 import os
@@ -20,10 +20,10 @@ from headrace import artifact_rules as rules
 from tests.artifacts.conftest import MIB, BucketAccess, Site, open_site
 
 FULL = os.environ.get("HEADRACE_ARTIFACTS_FULL") == "1"
-ONE_FILE_BYTES = (4096 if FULL else 512) * MIB
-FILES = 32 if FULL else 12
-FILE_BYTES = (256 if FULL else 48) * MIB
-GROWTH_BYTES_MAX = 256 * MIB
+ONE_FILE_BYTES = (4096 if FULL else 320) * MIB
+FILES = 32 if FULL else 10
+FILE_BYTES = (256 if FULL else 32) * MIB
+GROWTH_BYTES_MAX = (256 if FULL else 160) * MIB  # half of what goes through, at most
 
 pytestmark = pytest.mark.timeout(1_800 if FULL else 300)
 
