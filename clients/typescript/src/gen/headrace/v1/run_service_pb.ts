@@ -635,7 +635,8 @@ export type CreateRunRequest = Message<"headrace.v1.CreateRunRequest"> & {
 
   /**
    * The run this one is nested in, at any depth; empty for none. It need not
-   * exist yet: spools are synced in any order. Immutable.
+   * exist yet: spools are synced in any order. One that is nested in this run
+   * itself fails with FIELD_INVALID. Immutable.
    *
    * @generated from field: string parent_run_id = 6;
    */
