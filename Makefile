@@ -202,6 +202,16 @@ check-cpp: $(GEN)/.installed ## format check, warnings as errors and tests of th
 	ctest --test-dir clients/cpp/.build --output-on-failure
 endif
 
+# Its stubs are made at build, from protos/: there is nothing to generate here, and no drift.
+.PHONY: check-java
+ifneq ($(and $(shell command -v java 2>/dev/null || true),$(shell command -v mvn 2>/dev/null || true)),)
+check-java: ## compile, test and check the format of the Java client
+	cd clients/java && mvn --batch-mode --no-transfer-progress --quiet verify
+else
+check-java:
+	@echo "SKIPPED $@: this machine has no java and mvn"
+endif
+
 .PHONY: clean
 clean: ## remove what the targets made
 	rm -rf $(VENV) $(GEN) .gen-check .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

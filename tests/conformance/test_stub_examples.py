@@ -43,6 +43,10 @@ EXAMPLES = {
         CLIENTS / "cpp" / "examples" / "stub_stream.cpp",
         [".build/stub_stream"],
     ),
+    "java": (
+        CLIENTS / "java" / "examples" / "StubStream.java",
+        ["java", "-cp", "target/classes:target/dependency/*", "examples/StubStream.java"],
+    ),
 }
 
 

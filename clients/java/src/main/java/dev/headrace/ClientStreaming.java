@@ -3,7 +3,6 @@ package dev.headrace;
 import io.grpc.Status;
 import io.grpc.stub.StreamObserver;
 import java.util.Iterator;
-import java.util.concurrent.locks.LockSupport;
 
 /** Calls that stream requests and are answered by one response, made by a thread that waits. */
 final class ClientStreaming {
@@ -21,13 +20,16 @@ final class ClientStreaming {
    */
   static <RequestT, ResponseT> ResponseT call(
       Method<RequestT, ResponseT> method, Iterator<RequestT> requests) {
-    Exchange<RequestT, ResponseT> exchange = new Exchange<>();
+    Signal signal = new Signal();
+    Exchange<RequestT, ResponseT> exchange = new Exchange<>(signal);
     method.start(exchange);
     boolean over = false;
     try {
-      ResponseT answer = converse(exchange, requests);
+      ResponseT answer = converse(exchange, signal, requests);
       over = true;
       return answer;
+    } catch (InterruptedException interrupted) {
+      throw HeadraceException.interrupted();
     } finally {
       if (!over) {
         exchange.cancel("the client gave up");
@@ -36,18 +38,16 @@ final class ClientStreaming {
   }
 
   private static <RequestT, ResponseT> ResponseT converse(
-      Exchange<RequestT, ResponseT> exchange, Iterator<RequestT> requests) {
+      Exchange<RequestT, ResponseT> exchange, Signal signal, Iterator<RequestT> requests)
+      throws InterruptedException {
     ResponseT answer = null;
     boolean sendingIsOver = false;
     while (!exchange.isOver()) {
-      if (Thread.interrupted()) {
-        throw HeadraceException.interrupted();
-      }
       ResponseT arrived = exchange.poll();
       if (arrived != null) {
         answer = arrived;
       } else if (sendingIsOver || answer != null || !exchange.isReady()) {
-        LockSupport.park(exchange);
+        signal.await(Long.MAX_VALUE);
       } else if (requests.hasNext()) {
         exchange.send(requests.next());
       } else {

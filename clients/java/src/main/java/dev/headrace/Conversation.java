@@ -19,7 +19,6 @@ import java.util.List;
 import java.util.Optional;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.locks.LockSupport;
 
 /**
  * One stream of a writer, from {@code open} to its end. Of the sender's thread, which never waits
@@ -33,7 +32,8 @@ final class Conversation {
 
   private final Writer writer;
   private final Rejections rejections;
-  private final Exchange<WriteMetricsRequest, WriteMetricsResponse> exchange = new Exchange<>();
+  private final Signal signal;
+  private final Exchange<WriteMetricsRequest, WriteMetricsResponse> exchange;
 
   private boolean opened;
   private boolean sendingIsOver;
@@ -45,9 +45,12 @@ final class Conversation {
   private long lastSentNanos;
 
   /** Begins the stream. */
-  Conversation(Writer writer, Rejections rejections, MetricServiceStub metrics) {
+  Conversation(
+      Writer writer, Rejections rejections, Signal signal, MetricServiceStub metrics) {
     this.writer = writer;
     this.rejections = rejections;
+    this.signal = signal;
+    exchange = new Exchange<>(signal);
     metrics.writeMetrics(exchange);
   }
 
@@ -56,7 +59,7 @@ final class Conversation {
    *
    * @return why it failed or ended too soon; nothing when the writer is closed
    */
-  Optional<HeadraceException> hold(OpenWriter open) {
+  Optional<HeadraceException> hold(OpenWriter open) throws InterruptedException {
     send(WriteMetricsRequest.newBuilder().setOpen(open));
     while (!writer.isClosed()) {
       rejections.deliverOwn();
@@ -72,7 +75,7 @@ final class Conversation {
                         new HeadraceException(
                             Status.Code.OK, "the stream ended before the writer finished")));
       } else {
-        LockSupport.parkNanos(this, sendSome());
+        signal.await(sendSome());
       }
     }
     exchange.cancel("the writer is closed");

@@ -7,22 +7,26 @@ import io.grpc.stub.ClientResponseObserver;
 import java.util.Optional;
 import java.util.Queue;
 import java.util.concurrent.ConcurrentLinkedQueue;
-import java.util.concurrent.locks.LockSupport;
 
 /**
  * One call that streams requests, as seen by the one thread that owns it.
  *
- * <p>What gRPC reports on threads of its own is kept for the owner, who is unparked and looks: has
+ * <p>What gRPC reports on threads of its own is kept for the owner, who is signalled and looks: has
  * something arrived, may more be sent, has the call ended? No method waits.
  */
 final class Exchange<RequestT, ResponseT> implements ClientResponseObserver<RequestT, ResponseT> {
   private static final int UNREAD_RESPONSES_MAX = 16;
 
-  private final Thread owner = Thread.currentThread();
+  private final Signal owner;
   private final Queue<ResponseT> responses = new ConcurrentLinkedQueue<>();
   private ClientCallStreamObserver<RequestT> requests;
   private StatusRuntimeException failure;
   private volatile boolean ended;
+
+  /** Makes the observer to start a call with, which raises {@code owner} at every event. */
+  Exchange(Signal owner) {
+    this.owner = owner;
+  }
 
   /** Returns whether the call has ended and all responses were polled. */
   boolean isOver() {
@@ -64,13 +68,13 @@ final class Exchange<RequestT, ResponseT> implements ClientResponseObserver<Requ
   public void beforeStart(ClientCallStreamObserver<RequestT> stream) {
     requests = stream;
     stream.disableAutoRequestWithInitial(UNREAD_RESPONSES_MAX);
-    stream.setOnReadyHandler(() -> LockSupport.unpark(owner));
+    stream.setOnReadyHandler(owner::raise);
   }
 
   @Override
   public void onNext(ResponseT response) {
     responses.add(response);
-    LockSupport.unpark(owner);
+    owner.raise();
   }
 
   @Override
@@ -82,6 +86,6 @@ final class Exchange<RequestT, ResponseT> implements ClientResponseObserver<Requ
   @Override
   public void onCompleted() {
     ended = true;
-    LockSupport.unpark(owner);
+    owner.raise();
   }
 }

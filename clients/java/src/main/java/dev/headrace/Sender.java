@@ -4,7 +4,6 @@ import dev.headrace.v1.MetricServiceGrpc.MetricServiceStub;
 import dev.headrace.v1.OpenWriter;
 import java.time.Duration;
 import java.util.Optional;
-import java.util.concurrent.locks.LockSupport;
 
 /**
  * A writer's thread: holds one conversation with the gateway after the other, until the writer is
@@ -15,6 +14,7 @@ final class Sender implements Runnable {
   private final MetricServiceStub metrics;
   private final OpenWriter open;
   private final Rejections rejections;
+  private final Signal signal;
   private final Runnable onEnd;
 
   private Sender(
@@ -22,20 +22,26 @@ final class Sender implements Runnable {
       MetricServiceStub metrics,
       OpenWriter open,
       Rejections rejections,
+      Signal signal,
       Runnable onEnd) {
     this.writer = writer;
     this.metrics = metrics;
     this.open = open;
     this.rejections = rejections;
+    this.signal = signal;
     this.onEnd = onEnd;
   }
 
   /** Returns the thread, not yet started. */
   static Thread threadOf(
-      Writer writer, MetricServiceStub metrics, WriterOptions options, Runnable onEnd) {
+      Writer writer,
+      MetricServiceStub metrics,
+      WriterOptions options,
+      Signal signal,
+      Runnable onEnd) {
     OpenWriter open = options.open();
     Rejections rejections = new Rejections(writer, options.onRejection());
-    Sender sender = new Sender(writer, metrics, open, rejections, onEnd);
+    Sender sender = new Sender(writer, metrics, open, rejections, signal, onEnd);
     Thread thread = new Thread(sender, "headrace-writer-" + open.getWriterId());
     thread.setDaemon(true);
     return thread;
@@ -45,6 +51,8 @@ final class Sender implements Runnable {
   public void run() {
     try {
       converse();
+    } catch (InterruptedException stray) { // nobody has reason to interrupt this thread
+      writer.fail(HeadraceException.interrupted());
     } catch (RuntimeException | Error defect) {
       writer.fail(HeadraceException.internal(defect));
       throw defect;
@@ -54,11 +62,11 @@ final class Sender implements Runnable {
     }
   }
 
-  private void converse() {
+  private void converse() throws InterruptedException {
     Backoff retries = new Backoff();
     while (!writer.isClosed()) {
       long before = writer.committedSequence();
-      Conversation conversation = new Conversation(writer, rejections, metrics);
+      Conversation conversation = new Conversation(writer, rejections, signal, metrics);
       Optional<HeadraceException> failure = conversation.hold(open);
       if (writer.isFinished()) {
         return;
@@ -75,14 +83,14 @@ final class Sender implements Runnable {
     }
   }
 
-  private void pause(Duration wait) {
+  private void pause(Duration wait) throws InterruptedException {
     long until = System.nanoTime() + wait.toNanos();
     for (long left = wait.toNanos(); left > 0; left = until - System.nanoTime()) {
       if (writer.isClosed()) {
         return;
       }
       rejections.deliverOwn();
-      LockSupport.parkNanos(this, left);
+      signal.await(left);
     }
   }
 }

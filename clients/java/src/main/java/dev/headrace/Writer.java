@@ -12,7 +12,6 @@ import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.Condition;
-import java.util.concurrent.locks.LockSupport;
 import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.BooleanSupplier;
 
@@ -25,6 +24,7 @@ import java.util.function.BooleanSupplier;
  */
 public final class Writer implements AutoCloseable {
   private final WriterOptions options;
+  private final Signal signal = new Signal(); // raised for the sender
   private final Thread sender;
 
   private final ReentrantLock lock = new ReentrantLock();
@@ -48,7 +48,7 @@ public final class Writer implements AutoCloseable {
   private Writer(MetricServiceStub metrics, WriterOptions options, Set<Writer> open) {
     this.options = options;
     backlog = new Backlog(options.batchPointsMax());
-    sender = Sender.threadOf(this, metrics, options, () -> open.remove(this));
+    sender = Sender.threadOf(this, metrics, options, signal, () -> open.remove(this));
   }
 
   /** Makes a writer and starts its thread; {@code open} has the writer until the thread ends. */
@@ -88,7 +88,7 @@ public final class Writer implements AutoCloseable {
       lock.unlock();
     }
     if (ready) {
-      wakeSender();
+      signal.raise();
     }
   }
 
@@ -146,7 +146,7 @@ public final class Writer implements AutoCloseable {
       lock.unlock();
     }
     if (ready) {
-      wakeSender();
+      signal.raise();
     }
   }
 
@@ -161,7 +161,7 @@ public final class Writer implements AutoCloseable {
     try {
       long target = backlog.lastSequence();
       flushTo = Math.max(flushTo, target);
-      wakeSender();
+      signal.raise();
       await(timeout, () -> committedSequence >= target);
     } finally {
       lock.unlock();
@@ -180,7 +180,7 @@ public final class Writer implements AutoCloseable {
     lock.lock();
     try {
       finishing = true;
-      wakeSender();
+      signal.raise();
       await(timeout, () -> finished);
     } finally {
       lock.unlock();
@@ -201,7 +201,7 @@ public final class Writer implements AutoCloseable {
     } finally {
       lock.unlock();
     }
-    wakeSender();
+    signal.raise();
     if (Thread.currentThread() == sender) {
       return; // a callback closes its writer
     }
@@ -298,10 +298,6 @@ public final class Writer implements AutoCloseable {
     if (closed) {
       throw new WriterClosedException();
     }
-  }
-
-  private void wakeSender() {
-    LockSupport.unpark(sender);
   }
 
   // What the sender asks and tells.

@@ -2,6 +2,7 @@ package dev.headrace.conformance;
 
 import com.google.gson.JsonArray;
 import com.google.gson.JsonElement;
+import com.google.gson.JsonObject;
 import com.google.gson.JsonParser;
 import com.google.protobuf.util.JsonFormat;
 import dev.headrace.Client;
@@ -54,7 +55,21 @@ public final class Main {
     for (JsonElement vector : vectors) {
       WriteMetricsRequest.Builder request = WriteMetricsRequest.newBuilder();
       JsonFormat.parser().merge(vector.getAsJsonObject().get("message").toString(), request);
+      restoreNegativeZeros(vector.getAsJsonObject().getAsJsonObject("message"), request);
       System.out.println(HexFormat.of().formatHex(request.build().toByteArray()));
+    }
+  }
+
+  /** protobuf's JSON parser reads -0.0 as 0.0. */
+  private static void restoreNegativeZeros(JsonObject message, WriteMetricsRequest.Builder request) {
+    if (!request.hasBatch() || !message.getAsJsonObject("batch").has("value")) {
+      return;
+    }
+    JsonArray values = message.getAsJsonObject("batch").getAsJsonArray("value");
+    for (int i = 0; i < values.size(); i++) {
+      if (values.get(i).getAsString().equals("-0.0")) {
+        request.getBatchBuilder().setValue(i, -0.0);
+      }
     }
   }
 }
