@@ -45,8 +45,7 @@ final class Conversation {
   private long lastSentNanos;
 
   /** Begins the stream. */
-  Conversation(
-      Writer writer, Rejections rejections, Signal signal, MetricServiceStub metrics) {
+  Conversation(Writer writer, Rejections rejections, Signal signal, MetricServiceStub metrics) {
     this.writer = writer;
     this.rejections = rejections;
     this.signal = signal;

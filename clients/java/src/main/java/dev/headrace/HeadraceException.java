@@ -114,6 +114,11 @@ public class HeadraceException extends RuntimeException {
         failure);
   }
 
+  /** Returns the same failure for another thread to throw, with that thread's stack. */
+  HeadraceException again() {
+    return new HeadraceException(code, reason, getMessage(), metadata(), retryAfter, this);
+  }
+
   static HeadraceException interrupted() {
     Thread.currentThread().interrupt();
     return new HeadraceException(Status.Code.CANCELLED, "the thread was interrupted");

@@ -293,7 +293,7 @@ public final class Writer implements AutoCloseable {
 
   private void throwIfOver() {
     if (failure.isPresent()) {
-      throw failure.get();
+      throw failure.get().again();
     }
     if (closed) {
       throw new WriterClosedException();

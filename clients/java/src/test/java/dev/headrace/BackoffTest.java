@@ -62,8 +62,7 @@ class BackoffTest {
   @Test
   void everyReasonOfTheContractHasARemedy() {
     for (ErrorReason reason : ErrorReason.values()) {
-      if (reason != ErrorReason.UNRECOGNIZED
-          && reason != ErrorReason.ERROR_REASON_UNSPECIFIED) {
+      if (reason != ErrorReason.UNRECOGNIZED && reason != ErrorReason.ERROR_REASON_UNSPECIFIED) {
         HeadraceException failure = told(HeadraceException.nameOf(reason), Duration.ZERO);
         assertEquals(reason, failure.reason());
         assertEquals(RETRIED.getOrDefault(reason, Retry.NEVER), Retry.after(failure));

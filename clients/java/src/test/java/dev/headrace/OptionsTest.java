@@ -25,7 +25,8 @@ class OptionsTest {
   void eachWriterAndRunHasIdsOfItsOwnUnlessTheyAreGiven() {
     assertNotEquals(OPTIONS.open().getWriterId(), OPTIONS.open().getWriterId());
     assertEquals("w", OPTIONS.withWriterId("w", "i").open().getWriterId());
-    assertNotEquals(RunOptions.DEFAULT.request().getRunId(), RunOptions.DEFAULT.request().getRunId());
+    assertNotEquals(
+        RunOptions.DEFAULT.request().getRunId(), RunOptions.DEFAULT.request().getRunId());
     assertEquals("r", RunOptions.DEFAULT.withRunId("r").request().getRunId());
   }
 

@@ -61,7 +61,8 @@ public final class Main {
   }
 
   /** protobuf's JSON parser reads -0.0 as 0.0. */
-  private static void restoreNegativeZeros(JsonObject message, WriteMetricsRequest.Builder request) {
+  private static void restoreNegativeZeros(
+      JsonObject message, WriteMetricsRequest.Builder request) {
     if (!request.hasBatch() || !message.getAsJsonObject("batch").has("value")) {
       return;
     }
