@@ -286,7 +286,11 @@ class Database:
 
     async def _acquire(self) -> Slot:
         async with self._idle_changed:
-            await self._idle_changed.wait_for(lambda: bool(self._idle))
+            try:
+                await self._idle_changed.wait_for(lambda: bool(self._idle))
+            except BaseException:
+                self._idle_changed.notify()  # it may have been told: the next one must hear of it
+                raise
             # A live one if there is one: a broken one costs its taker a reconnect.
             slot = next((slot for slot in self._idle if slot.live), self._idle[0])
             self._idle.remove(slot)

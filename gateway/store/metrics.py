@@ -10,7 +10,7 @@ Every error leaves here as a HeadraceError or as one of the Flush…Errors.
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -289,17 +289,14 @@ class IngestConnection:
             FlushDataError, FlushConflictError, FlushUnavailableError: rolled back.
             FlushAmbiguousError: ask `was_committed`.
         """
-        async with self._transaction() as connection:
-            fenced = await self._write(connection, flush)
-            if fenced:
-                await connection.execute("ROLLBACK")
-        return fenced
+        return await self._transact(lambda connection: self._write(connection, flush))
 
     async def commit_rejecting(
         self, wanted: LateMarks, encode: Callable[[LateMarks], EncodedFlush]
     ) -> list[int]:
         """Lock the wanted marks, encode with them, and commit like `commit`."""
-        async with self._transaction() as connection:
+
+        async def write(connection: asyncpg.Connection) -> list[int]:
             keys = (wanted.run_ids, wanted.series_ids, wanted.attempts)
             await connection.execute(_SQL["insert_marks"], *keys)
             rows = await connection.fetch(_SQL["lock_marks"], *keys)
@@ -313,9 +310,7 @@ class IngestConnection:
             )
             flush = encode(locked)
             fenced = await self._write(connection, flush)
-            if fenced:
-                await connection.execute("ROLLBACK")
-            elif flush.marks is not None:
+            if not fenced and flush.marks is not None:
                 await connection.execute(
                     _SQL["raise_marks"],
                     flush.marks.run_ids,
@@ -323,7 +318,9 @@ class IngestConnection:
                     flush.marks.attempts,
                     [_UNSEEN if step is None else step for step in flush.marks.last_steps],
                 )
-        return fenced
+            return fenced
+
+        return await self._transact(write)
 
     async def was_committed(self, advances: Sequence[WriterAdvance]) -> bool:
         """Return whether the flush whose COMMIT was ambiguous is committed.
@@ -428,22 +425,27 @@ class IngestConnection:
                 ],
             )
 
-    @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[asyncpg.Connection]:
-        """Run the block in a transaction, unless the block has ended it itself."""
+    async def _transact(
+        self, write: Callable[[asyncpg.Connection], Awaitable[list[int]]]
+    ) -> list[int]:
+        """Write in a transaction; commit it unless `write` returns writers that did not match."""
         async with self._errors() as connection:
             await connection.execute("BEGIN")
-            yield connection
-            if not connection.is_in_transaction():
-                return
-            try:
-                await connection.execute("COMMIT")
-            except (*_BROKEN, asyncpg.PostgresError) as error:
-                self._slot.discard()
-                raise FlushAmbiguousError(str(error)) from error
-            except BaseException:
-                self._slot.discard()  # cancelled by a forced stop
-                raise
+            fenced = await write(connection)
+            if fenced:
+                await connection.execute("ROLLBACK")
+            else:
+                await self._commit(connection)
+            return fenced
+
+    async def _commit(self, connection: asyncpg.Connection) -> None:
+        try:
+            tag = await connection.execute("COMMIT")
+        except (*_BROKEN, asyncpg.PostgresError) as error:
+            self._slot.discard()
+            raise FlushAmbiguousError(str(error)) from error
+        if tag != "COMMIT":  # what PostgreSQL answers when the transaction had failed before
+            raise FlushConflictError(f"COMMIT was answered by {tag}")
 
     @contextlib.asynccontextmanager
     async def _errors(self) -> AsyncIterator[asyncpg.Connection]:
