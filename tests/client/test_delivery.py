@@ -114,7 +114,9 @@ def test_logging_and_finishing_never_wait_for_a_gateway_that_is_down(
     for step in range(1_000):
         run.log({"a": step}, step)
     status = run.finish(timeout=0.2)
-    assert time.monotonic() - begun < 5
+    assert (
+        time.monotonic() - begun < 20
+    )  # it is down until further down: waiting for it would take for ever
     assert (status.done, status.pending_records) == (False, 1_000)
     (spool,) = spools(spool_root)
     assert f"headrace sync {spool}" in capfd.readouterr().err

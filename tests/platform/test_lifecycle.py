@@ -80,7 +80,7 @@ async def test_a_drain_asks_to_reconnect_commits_and_exits_well(gateway: Gateway
         gateway.process.send_signal(signal.SIGTERM)
         assert (await stream.read()).HasField("reconnect")
         assert await stream.read() is grpc.aio.EOF
-    assert gateway.process.wait(10) == 0
+    assert gateway.process.wait(60) == 0
     assert await fetch_value(gateway.dsn, "SELECT sum(accepted_points) FROM writers") == 1
 
 
@@ -123,7 +123,7 @@ async def test_health_follows_the_gateway(gateway: GatewayProcess) -> None:
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         gateway.process.send_signal(signal.SIGTERM)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert gateway.process.wait(10) == 0
+    assert gateway.process.wait(60) == 0
 
 
 async def test_reflection_lists_the_services(shared_gateway: GatewayProcess) -> None:

@@ -60,7 +60,7 @@ async def create_run(channel: grpc.aio.Channel, **properties: Any) -> str:
     """Create a run; return its id."""
     run_id = uuid.uuid4().hex
     stub = run_service_pb2_grpc.RunServiceStub(channel)
-    await stub.CreateRun(run_service_pb2.CreateRunRequest(run_id=run_id, **properties), timeout=10)
+    await stub.CreateRun(run_service_pb2.CreateRunRequest(run_id=run_id, **properties), timeout=60)
     return run_id
 
 
