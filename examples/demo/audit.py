@@ -72,7 +72,7 @@ async def _each_writer(connection: asyncpg.Connection, trainers: Sequence[Traine
     rows = await connection.fetch(STORED)
     stored = {(row["run_id"], row["rank"], row["attempt"]): row["points"] for row in rows}
     wrong = []
-    began_total = stored_total = 0
+    logged_total = stored_total = 0
     for trainer in trainers:
         began, returned = trainer.logged_points()
         points = stored.pop((trainer.job.run_uuid, trainer.rank, trainer.attempt), 0)
@@ -80,14 +80,20 @@ async def _each_writer(connection: asyncpg.Connection, trainers: Sequence[Traine
         # record was written and before the call returned.
         if not (returned <= points <= began and (began == returned or trainer.was_killed)):
             wrong.append(f"{trainer.job.name}: logged {returned}, stored {points}")
-        began_total += began
+        logged_total += returned
         stored_total += points
     wrong += [f"unknown writer {key}" for key in stored]
     return Finding(
         claim="points logged = points stored, for each process of each attempt",
-        found=wrong[0] if wrong else f"{began_total:,} = {stored_total:,}",
+        found=wrong[0] if wrong else _equation(logged_total, stored_total),
         holds=not wrong,
     )
+
+
+def _equation(logged: int, stored: int) -> str:
+    if stored == logged:
+        return f"{logged:,} = {stored:,}"
+    return f"{logged:,} + {stored - logged} of the call that the kill cut off = {stored:,}"
 
 
 async def _each_once(connection: asyncpg.Connection, trainers: Sequence[Trainer]) -> Finding:

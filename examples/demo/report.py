@@ -9,6 +9,7 @@ from typing import Final
 
 import headrace
 import matplotlib as mpl
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -18,6 +19,8 @@ from examples.demo.jobs import Job
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 
 RATE_WINDOW_S: Final = 2.0
 BEST_RUNS: Final = 8
@@ -92,8 +95,10 @@ def print_best_runs(console: Console, address: str, jobs: Sequence[Job]) -> None
             rows.append((last["test/accuracy"].last_value, last["test/loss"], attempts, job))
     rows.sort(key=lambda row: (-row[0], row[1].last_value))
     table = Table(
-        "run", "hidden", "learning rate", "batch", "ranks", "attempts", "steps", "test loss",
-        "test accuracy", title=f"The best {BEST_RUNS} of {len(jobs)} runs", title_justify="left",
+        "run", "hidden", "learning\nrate", "batch", "ranks", "attempts", "steps", "test\nloss",
+        "test\naccuracy", title=f"\nThe best {BEST_RUNS} of {len(jobs)} runs",
+        title_justify="left", box=box.SIMPLE_HEAD,
+        collapse_padding=True, pad_edge=False,  # fits 80 columns
     )  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"
@@ -109,19 +114,22 @@ def print_best_runs(console: Console, address: str, jobs: Sequence[Job]) -> None
 def save_chart(path: Path, address: str, jobs: Sequence[Job]) -> None:
     """Read learning curves through the client and draw them.
 
-    On the left the test accuracy of every job, mean over its ranks; on the
-    right the training loss of the job that was killed, by attempts.
+    On the left the test accuracy of every job, mean over its ranks, coloured by
+    its learning rate; on the right the training loss of the job that was
+    killed, by attempts.
     """
     chart, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     with headrace.Client(address) as client:
-        colours = mpl.colormaps["viridis"]
-        for number, job in enumerate(jobs):
+        rates = [job.learning_rate for job in jobs]
+        colours = ScalarMappable(LogNorm(min(rates), max(rates)), "viridis_r")
+        for job in jobs:
             (curve,) = client.read(job.run_id, ["test/accuracy"], aggregate="mean")
             epochs = (curve.step + 1) / (curve.step[0] + 1)
-            left.plot(epochs, curve.value, color=colours(number / len(jobs)), linewidth=0.8)
+            left.plot(epochs, curve.value, color=colours.to_rgba(job.learning_rate), linewidth=0.8)
         restarted = next(job for job in jobs if len(client.run(job.run_id).attempts) > 1)
         resume_step = client.run(restarted.run_id).attempts[-1].resume_step or 0
         stored = client.read(restarted.run_id, ["train/loss"], include_hidden=True)
+    chart.colorbar(colours, ax=left, label="learning rate")
     near = (resume_step - OVERLAP_STEPS, resume_step + 2 * OVERLAP_STEPS)
     for series in stored:
         shown = (series.step >= near[0]) & (series.step <= near[1])
@@ -139,6 +147,7 @@ def save_chart(path: Path, address: str, jobs: Sequence[Job]) -> None:
         va="top",
         fontsize=8,
     )
+    right.set_ylim(top=1.3 * right.get_ylim()[1])  # room for what is written there
     left.set(title=f"test accuracy, {len(jobs)} jobs", xlabel="epoch", ylim=(0.5, 1.0))
     right.set(title=f"training loss of {restarted.name}, killed once", xlabel="step", xlim=near)
     right.legend(frameon=False, fontsize=8, loc="upper right")
@@ -148,7 +157,14 @@ def save_chart(path: Path, address: str, jobs: Sequence[Job]) -> None:
 
 def print_audit(console: Console, findings: Sequence[Finding]) -> None:
     """Print the audit."""
-    table = Table("audit", "found", "", title="Every point is counted", title_justify="left")
+    table = Table(
+        "audit",
+        "found",
+        "",
+        title="Every point is counted",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     table.columns[1].justify = "right"
     for finding in findings:
         mark = "[green]✓[/]" if finding.holds else "[red]✗[/]"
