@@ -9,6 +9,7 @@ from typing import Final
 
 import headrace
 import matplotlib as mpl
+import numpy as np
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -120,12 +121,12 @@ def save_chart(path: Path, address: str, jobs: Sequence[Job]) -> None:
     """
     chart, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     with headrace.Client(address) as client:
-        rates = [job.learning_rate for job in jobs]
-        colours = ScalarMappable(LogNorm(min(rates), max(rates)), "viridis_r")
-        for job in jobs:
+        rates = np.array([job.learning_rate for job in jobs])
+        colours = ScalarMappable(LogNorm(rates.min(), rates.max()), "viridis_r")
+        for job, colour in zip(jobs, colours.to_rgba(rates), strict=True):
             (curve,) = client.read(job.run_id, ["test/accuracy"], aggregate="mean")
             epochs = (curve.step + 1) / (curve.step[0] + 1)
-            left.plot(epochs, curve.value, color=colours.to_rgba(job.learning_rate), linewidth=0.8)
+            left.plot(epochs, curve.value, color=colour, linewidth=0.8)
         restarted = next(job for job in jobs if len(client.run(job.run_id).attempts) > 1)
         resume_step = client.run(restarted.run_id).attempts[-1].resume_step or 0
         stored = client.read(restarted.run_id, ["train/loss"], include_hidden=True)
