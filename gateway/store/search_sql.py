@@ -326,7 +326,7 @@ class Compiler:
         """
         table, _ = self._table(item)
         pairs = [f"{item.key}{_PAIR_SEPARATOR}{start}" for start in starts]
-        pair = f"(m.key || chr({ord(_PAIR_SEPARATOR)}) || left(m.value, {_PREFIX_CHARACTERS}))"
+        pair = _pair("m")
         if len(pairs) == 1:
             test = f"{pair} = {self.bind(pairs[0], 'text')}"
         else:
@@ -403,12 +403,27 @@ class Compiler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Key:
-    """One key of an order: its expression, its direction and its type."""
+    """One key of an order: its expression, its direction and its type.
+
+    Attributes:
+        pair: of a param or tag, the expression of the index of pairs. It orders as
+            the value does, up to the 128 characters that it has of it.
+        pair_prefix: what the pairs of the key begin with.
+    """
 
     sql: str
     descending: bool
     nullable: bool
     cast: str
+    pair: str = ""
+    pair_prefix: str = ""
+
+    @property
+    def order(self) -> str:
+        """The key in ORDER BY."""
+        direction = "DESC" if self.descending else "ASC"
+        pair = f"{self.pair} {direction}, " if self.pair else ""
+        return f"{pair}{self.sql} {direction}{' NULLS LAST' if self.nullable else ''}"
 
 
 def phases(order: Sequence[OrderTerm]) -> tuple[Phase, ...]:
@@ -459,10 +474,7 @@ def compile_page(
     if after is not None:
         where.append(_keyset(compiler, keys, tie, id_cast, after))
     selected = "".join(f", {key.sql} AS k{number}" for number, key in enumerate(keys))
-    ordered = "".join(
-        f"{key.sql} {'DESC' if key.descending else 'ASC'}{' NULLS LAST' if key.nullable else ''}, "
-        for key in keys
-    )
+    ordered = "".join(f"{key.order}, " for key in keys)
     return (
         f"SELECT r.{target.id_column} AS id{selected} FROM {target.table} r {' '.join(joins)} "
         f"WHERE {' AND '.join(where)} ORDER BY {ordered}{tie} "
@@ -491,13 +503,35 @@ def _order_key(
     first = inner and number == 0
     narrowed = f" AND {compiler.scope(alias)}" if scoped and first else ""
     column, cast = _value_column(item, alias)
-    present = _value_present(item, alias)
+    pair = pair_prefix = ""
+    if narrowed and item.entity in (Entity.PARAM, Entity.TAG) and _PAIR_SEPARATOR not in item.key:
+        pair, pair_prefix = _pair(alias), item.key + _PAIR_SEPARATOR
+        after = item.key + chr(ord(_PAIR_SEPARATOR) + 1)
+        of_key = (
+            f"{pair} >= {compiler.bind(pair_prefix, 'text')} "
+            f"AND {pair} < {compiler.bind(after, 'text')}"
+        )
+    else:
+        of_key = f"{alias}.key = {compiler.bind(item.key, 'text')}"
     joins.append(
         f"{'JOIN' if first else 'LEFT JOIN'} {table} {alias} ON "
         f"{alias}.{compiler.target.id_column} = r.{compiler.target.id_column}{narrowed} "
-        f"AND {alias}.key = {compiler.bind(item.key, 'text')} AND {present}"
+        f"AND {of_key} AND {_value_present(item, alias)}"
     )
-    return _Key(sql=column, descending=term.descending, nullable=not first, cast=cast)
+    return _Key(
+        sql=column,
+        descending=term.descending,
+        nullable=not first,
+        cast=cast,
+        pair=pair,
+        pair_prefix=pair_prefix,
+    )
+
+
+def _pair(alias: str) -> str:
+    """Return the expression of the indexes on params and tags."""
+    separator = f"chr({ord(_PAIR_SEPARATOR)})"
+    return f"({alias}.key || {separator} || left({alias}.value, {_PREFIX_CHARACTERS}))"
 
 
 def _value_column(item: Field, alias: str) -> tuple[str, str]:
@@ -545,10 +579,12 @@ def _keyset(
         condition = f"({further} OR ({key.sql} = {place} AND {condition}))"
     if keys and values[0] is not None and not keys[0].nullable:
         # Says nothing new, but an index can begin there.
-        bound = compiler.bind(values[0], keys[0].cast)
-        condition = (
-            f"({keys[0].sql} {'<=' if keys[0].descending else '>='} {bound} AND {condition})"
-        )
+        if keys[0].pair:
+            start = keys[0].pair_prefix + str(values[0])[:_PREFIX_CHARACTERS]
+            column, place = keys[0].pair, compiler.bind(start, "text")
+        else:
+            column, place = keys[0].sql, compiler.bind(values[0], keys[0].cast)
+        condition = f"({column} {'<=' if keys[0].descending else '>='} {place} AND {condition})"
     return condition
 
 
