@@ -1,9 +1,9 @@
 """Compaction: bytes a point and reads, before and after.
 
 A job that logs one point a second commits every point by itself: chunks of one point.
-A million of them are laid down here in ten parts; the compactor comes after each, and
-a vacuum, as in life. The same without either is the comparison. Reads of the whole
-series go through the gateway.
+A million of them are laid down here in a hundred parts; the compactor comes after each,
+and a vacuum, as in life, where both come far more often. The same without either is the
+comparison. Reads of the whole series go through the gateway.
 """
 
 import time
@@ -23,7 +23,7 @@ from gateway.store.connections import Database
 from gateway.upkeep.compactor import Compactor
 from gateway.upkeep.throttle import Throttle
 
-_PARTS: Final = 10
+_PARTS: Final = 100
 _READS: Final = 3
 
 # One point a chunk, a second apart, some microseconds late, as a client's clock says.
@@ -59,6 +59,7 @@ async def measure_compaction(_site: Site, load: Load) -> dict[str, float]:
             await connection.execute("TRUNCATE metric_chunks")
 
             compacted = await _new_run(connection)
+            compaction_s = 0.0
             for part in range(_PARTS):
                 first, last = points * part // _PARTS, points * (part + 1) // _PARTS
                 await _log(connection, compacted, first, last)
@@ -67,8 +68,8 @@ async def measure_compaction(_site: Site, load: Load) -> dict[str, float]:
                 began = time.perf_counter()
                 await compactor.compact_once()
                 await compactor.compact_once()
-                compaction_s = time.perf_counter() - began
-                await connection.execute("VACUUM ANALYZE metric_chunks")
+                compaction_s += time.perf_counter() - began
+                await connection.execute("VACUUM metric_chunks")
             compacted_bytes = await _bytes(connection)
             compacted_ms = await _read_ms(site, compacted[0], points)
         finally:
@@ -79,7 +80,7 @@ async def measure_compaction(_site: Site, load: Load) -> dict[str, float]:
         "compacted_bytes_per_point": compacted_bytes / points,
         "read_1m_points_ms": loose_ms,
         "read_1m_points_compacted_ms": compacted_ms,
-        "compaction_points_per_s": points / _PARTS / compaction_s,
+        "compaction_points_per_s": points / compaction_s,
     }
 
 
