@@ -88,11 +88,11 @@ async def run(
     s3: EmbeddedS3,
 ) -> None:
     """Fill the rows of the cases."""
-    for auth in (False, True):
-        chosen = [case for case in cases if case.wants("auth") == auth]
+    for auth, tls in ((False, False), (True, False), (False, True)):
+        chosen = [c for c in cases if (c.wants("auth"), c.wants("tls")) == (auth, tls)]
         if not chosen:
             continue
-        async with Stage.open(postgres, s3, auth=auth) as stage:
+        async with Stage.open(postgres, s3, auth=auth, tls=tls) as stage:
             for client in clients:
                 for case in chosen:
                     await _one(client, case, stage, matrix)

@@ -46,7 +46,7 @@ class Case:
         return frozenset(self.document.get("features", []))
 
     def wants(self, what: str) -> bool:
-        """Whether the gateway needs `auth` or `s3` for it."""
+        """Whether the gateway needs `auth`, `tls` or `s3` for it."""
         return bool(self.document.get("gateway", {}).get(what))
 
     def with_fresh_ids(self) -> "Case":

@@ -51,10 +51,13 @@ async def _problems(client: Client, case: Case, stage: Stage, directory: Path) -
     _make_files(case, directory)
     scenario = directory / "scenario.json"
     scenario.write_text(json.dumps(case.document), encoding="utf-8")
-    arguments = ["--address", stage.address, "--scenario", str(scenario)]
+    addresses = stage.addresses(case.document.get("gateway", {}).get("addresses", 1))
+    arguments = ["--address", addresses, "--scenario", str(scenario)]
     arguments += ["--directory", str(directory)]
     if token := {"good": stage.token, "wrong": "hrt_wrong"}.get(case.document.get("token", "")):
         arguments += ["--token", token]
+    if stage.authority:
+        arguments += ["--tls-ca", str(stage.authority)]
     first_time_s = time.time()
     with (directory / "stderr").open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(

@@ -1,8 +1,8 @@
 """The servers a scenario plays on, and the faults that befall them.
 
-One PostgreSQL, one S3 server, one gateway (two, when a case wants tokens), and a
-proxy before the gateway through which runners go. The harness itself talks to the
-gateway and the database directly.
+One PostgreSQL, one S3 server, one gateway for each kind that the cases want (tokens,
+TLS), and two proxies before it through which runners go: two addresses. The harness
+itself talks to the gateway and the database directly.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 
 import asyncpg
 import numpy as np
+import trustme
 
 from gateway.embedded import EmbeddedPostgres, EmbeddedS3
 from tests.conformance.cases import POINT, Points, SeriesKey, in_order
@@ -64,19 +65,28 @@ class FaultyProxy(Proxy):
 
 
 class Stage:
-    """One gateway behind one proxy. Make it with `async with Stage.open(…)`.
+    """One gateway behind two proxies. Make it with `async with Stage.open(…)`.
 
     Attributes:
-        address: of the proxy; what runners are given.
         token: a good one, when the gateway wants tokens; else "".
+        authority: the PEM file of who signed its certificate; None for plain text.
     """
 
-    def __init__(self, gateway: GatewayProcess, proxy: FaultyProxy, dsn: str, token: str) -> None:
+    def __init__(
+        self,
+        gateway: GatewayProcess,
+        proxies: tuple[FaultyProxy, FaultyProxy],
+        dsn: str,
+        *,
+        token: str,
+        authority: Path | None,
+    ) -> None:
         self._gateway = gateway
-        self._proxy = proxy
+        self._proxies = proxies
+        self._proxy = proxies[0]
         self._dsn = dsn
         self.token = token
-        self.address = proxy.address
+        self.authority = authority
         self._zombies: dict[str, WriterStream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._held = contextlib.AsyncExitStack()
@@ -84,7 +94,7 @@ class Stage:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, postgres: EmbeddedPostgres, s3: EmbeddedS3, *, auth: bool
+        cls, postgres: EmbeddedPostgres, s3: EmbeddedS3, *, auth: bool, tls: bool
     ) -> AsyncIterator[Self]:
         """Start a gateway on a database of its own; stop it at the end."""
         name = f"conformance_{uuid.uuid4().hex[:8]}"
@@ -96,7 +106,7 @@ class Stage:
         gateway = GatewayProcess(
             dsn,
             directory,
-            arguments=["--auth"] if auth else [],
+            arguments=[*(["--auth"] if auth else []), *(_certified(directory) if tls else [])],
             environment={
                 "HEADRACE_GATEWAY_S3_BUCKET": s3.bucket,
                 "HEADRACE_GATEWAY_S3_ENDPOINT_URL": s3.endpoint_url,
@@ -108,12 +118,20 @@ class Stage:
             await asyncio.to_thread(gateway.start)
             token = await asyncio.to_thread(_make_token, dsn) if auth else ""
             host, port = gateway.address.rsplit(":", 1)
-            proxy = FaultyProxy(host, int(port))
-            async with proxy:
-                yield cls(gateway, proxy, dsn, token)
+            authority = directory / "authority.pem" if tls else None
+            async with (
+                FaultyProxy(host, int(port)) as first,
+                FaultyProxy(host, int(port)) as second,
+            ):
+                yield cls(gateway, (first, second), dsn, token=token, authority=authority)
         finally:
             await asyncio.to_thread(gateway.kill)
             shutil.rmtree(directory, ignore_errors=True)
+
+    def addresses(self, count: int) -> str:
+        """Return what runners are given: that many addresses of the gateway."""
+        scheme = "https://" if self.authority else ""
+        return ",".join(scheme + proxy.address for proxy in self._proxies[:count])
 
     async def reset(self) -> None:
         """Undo what the last case left: every case starts with everything in order."""
@@ -124,8 +142,10 @@ class Stage:
         self._held = contextlib.AsyncExitStack()
         self._zombies.clear()
         self._proxy.cut_after_bytes = None
-        self._proxy.cut()
-        self._proxy.muted = False
+        for proxy in self._proxies:
+            proxy.refusing = False
+            proxy.cut()
+            proxy.muted = False
         if self._gateway.process.poll() is not None:
             await asyncio.to_thread(self._gateway.start)
         else:
@@ -152,6 +172,12 @@ class Stage:
     async def _cut(self, _: dict[str, Any], __: object) -> None:
         self._proxy.cut()
         self._proxy.muted = False
+
+    async def _lose_address(self, step: dict[str, Any], _: object) -> None:
+        for index, proxy in enumerate(self._proxies):
+            proxy.refusing = index == step["address"]
+            if proxy.refusing:
+                proxy.cut()
 
     async def _mute(self, _: dict[str, Any], __: object) -> None:
         self._proxy.muted = True
@@ -251,6 +277,19 @@ class Stage:
         if await stream.read() is None:
             raise FaultError(f"the harness cannot open the writer: {await stream.failure()}")
         return stream
+
+
+def _certified(directory: Path) -> list[str]:
+    """Write a certificate for loopback and who signed it; return the gateway's flags."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    authority.cert_pem.write_to_path(directory / "authority.pem")
+    issued.cert_chain_pems[0].write_to_path(directory / "certificate.pem")
+    issued.private_key_pem.write_to_path(directory / "key.pem")
+    return [
+        *("--tls-certificate", str(directory / "certificate.pem")),
+        *("--tls-key", str(directory / "key.pem")),
+    ]
 
 
 def _make_token(dsn: str) -> str:

@@ -21,7 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from tests.support.postgres_wire import (
     GSS_REQUEST,
@@ -133,7 +133,7 @@ class Proxy:
         self.cut()
         await asyncio.gather(*(connection.ended.wait() for connection in list(self._live)))
 
-    async def __aenter__(self) -> "Proxy":
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iomanip>
 #include <iostream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -16,10 +17,12 @@
 
 namespace {
 
-nlohmann::json ReadJson(const std::string& name) {
+std::string ReadText(const std::string& name) {
   std::ifstream file(name);
-  return nlohmann::json::parse(file);
+  return {std::istreambuf_iterator<char>(file), {}};
 }
+
+nlohmann::json ReadJson(const std::string& name) { return nlohmann::json::parse(ReadText(name)); }
 
 /// Prints each message's bytes in hex, one a line.
 void Encode(const std::string& name) {
@@ -49,7 +52,11 @@ int main(int count, char** words) try {
     Encode(options["--encode"]);
     return 0;
   }
-  auto client = headrace::Client::Connect(options["--address"], {.token = options["--token"]});
+  headrace::ConnectOptions connect{.token = options["--token"]};
+  if (options.contains("--tls-ca")) {
+    connect.tls = {.root_certificates = ReadText(options["--tls-ca"])};
+  }
+  auto client = headrace::Client::Connect(options["--address"], connect);
   headrace::conformance::Replay replay(std::move(client), options["--directory"]);
   replay.Run(ReadJson(options["--scenario"]).at("steps"));
   return 0;

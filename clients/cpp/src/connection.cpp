@@ -110,13 +110,18 @@ Connection::Connection(std::string_view addresses, const ConnectOptions& options
 const Connection::Gateway& Connection::Next() {
   const std::size_t count = gateways_.size();
   const std::size_t turn = turn_++;
+  const Gateway* hopeful = nullptr;  // may turn out to be reached
   for (std::size_t i = 0; i < count; ++i) {
     const Gateway& gateway = gateways_[(turn + i) % count];
-    if (gateway.channel->GetState(true) != GRPC_CHANNEL_TRANSIENT_FAILURE) {
+    const grpc_connectivity_state state = gateway.channel->GetState(/*try_to_connect=*/true);
+    if (state == GRPC_CHANNEL_READY) {
       return gateway;
     }
+    if (hopeful == nullptr && state != GRPC_CHANNEL_TRANSIENT_FAILURE) {
+      hopeful = &gateway;
+    }
   }
-  return gateways_[turn % count];
+  return hopeful != nullptr ? *hopeful : gateways_[turn % count];
 }
 
 void Connection::Prepare(grpc::ClientContext& context, Deadline deadline) const {

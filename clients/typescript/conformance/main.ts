@@ -21,6 +21,7 @@ const { values: options } = parseArgs({
     scenario: { type: "string" },
     encode: { type: "string" },
     token: { type: "string" },
+    "tls-ca": { type: "string" },
     directory: { type: "string", default: "." },
   },
 });
@@ -33,8 +34,11 @@ if (options.encode !== undefined) {
   }
 } else if (options.scenario !== undefined) {
   const scenario = JSON.parse(await readFile(options.scenario, "utf8")) as Scenario;
-  const { address, directory, token } = options;
-  const result = await replay(scenario, address, directory, token);
+  const { address, directory, token, "tls-ca": authority } = options;
+  const result = await replay(scenario, address, directory, {
+    ...(token === undefined ? {} : { token }),
+    ...(authority === undefined ? {} : { tls: { ca: await readFile(authority) } }),
+  });
   console.log(JSON.stringify({ result }));
 } else {
   throw new TypeError("one of --scenario and --encode is required");

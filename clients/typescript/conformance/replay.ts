@@ -9,6 +9,7 @@ import {
   type Artifact,
   type Client,
   connect,
+  type ConnectOptions,
   HeadraceError,
   type Rejection,
   type Writer,
@@ -29,9 +30,9 @@ export async function replay(
   scenario: Scenario,
   address: string,
   directory: string,
-  token: string | undefined,
+  options: ConnectOptions,
 ): Promise<Outcome> {
-  const client = connect(address, token === undefined ? {} : { token });
+  const client = connect(address, options);
   const player = new Player(client, directory);
   const steps: Outcome[] = [];
   for (const [index, step] of scenario.steps.entries()) {

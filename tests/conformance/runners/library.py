@@ -16,7 +16,7 @@ from headrace.run import Run
 from headrace.settings import load_settings
 from headrace.spool_files import WriterIdentity
 
-from tests.conformance.runners.steps import RunnerError, Steps, main, spelt
+from tests.conformance.runners.steps import RunnerError, Steps, Target, main, spelt
 
 POLL_S: Final = 0.02
 COUNTERS: Final = (
@@ -83,12 +83,16 @@ class LibraryWriter:
 class LibrarySteps(Steps):
     """Steps with headrace.Run and headrace.Client."""
 
-    def __init__(self, address: str, token: str, directory: Path) -> None:
-        super().__init__(address, token, directory)
+    def __init__(self, target: Target, directory: Path) -> None:
+        super().__init__(target, directory)
         self._settings = load_settings(
-            address=address, token=token, spool_dir=directory / "spools", quiet=True
+            address=target.address,
+            token=target.token,
+            tls_ca=target.tls_ca,
+            spool_dir=directory / "spools",
+            quiet=True,
         )
-        self._client = headrace.Client(address, token=token)
+        self._client = headrace.Client(target.address, token=target.token, tls_ca=target.tls_ca)
         self._created: dict[str, Mapping[str, Any]] = {}
 
     def do_create_run(self, step: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,9 +204,9 @@ def _called(method: Any, *arguments: Any, **options: Any) -> Any:
         raise RunnerError(error.reason) from error
 
 
-def make(address: str, token: str, directory: Path) -> Steps:
+def make(target: Target, directory: Path) -> Steps:
     """Return the executor."""
-    return LibrarySteps(address, token, directory)
+    return LibrarySteps(target, directory)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -61,9 +62,27 @@ def reason_of(error: Any) -> str:
     return name
 
 
-def metadata_of(token: str) -> tuple[tuple[str, str], ...]:
-    """Return the metadata of every call."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What the runner is told to talk to, and how."""
+
+    address: str
+    token: str
+    tls_ca: str | None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def channel(self, options: Sequence[tuple[str, int]] = ()) -> grpc.Channel:
+        """Connect, by TLS when the address says so."""
+        options = [("grpc.enable_http_proxy", 0), *options]
+        host = self.address.removeprefix("https://")
+        if host == self.address:
+            return grpc.insecure_channel(host, options=options)
+        authorities = Path(self.tls_ca).read_bytes() if self.tls_ca else None
+        return grpc.secure_channel(host, grpc.ssl_channel_credentials(authorities), options=options)
 
 
 def spelt(value: float) -> float | str:
@@ -88,12 +107,11 @@ def records(step: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
 class Steps:
     """Executes the steps of one scenario. A subclass opens the writers of its client."""
 
-    def __init__(self, address: str, token: str, directory: Path) -> None:
-        self.address = address
-        self.token = token
+    def __init__(self, target: Target, directory: Path) -> None:
+        self.target = target
         self.directory = directory
-        self.metadata = metadata_of(token)
-        self.channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+        self.metadata = target.metadata
+        self.channel = target.channel()
         self._runs = run_service_pb2_grpc.RunServiceStub(self.channel)
         self._metrics = metric_service_pb2_grpc.MetricServiceStub(self.channel)
         self.writers: dict[str, Writer] = {}
@@ -258,18 +276,20 @@ def encode(path: Path) -> None:
         print(request.SerializeToString().hex())
 
 
-def main(make: Callable[[str, str, Path], Steps]) -> None:
+def main(make: Callable[[Target, Path], Steps]) -> None:
     """Be a runner."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--address", default="")
     parser.add_argument("--scenario", type=Path)
     parser.add_argument("--encode", type=Path)
     parser.add_argument("--token", default="")
+    parser.add_argument("--tls-ca")
     parser.add_argument("--directory", type=Path, default=Path())
     arguments = parser.parse_args()
     if arguments.encode:
         encode(arguments.encode)
         return
-    steps = make(arguments.address, arguments.token, arguments.directory)
+    target = Target(address=arguments.address, token=arguments.token, tls_ca=arguments.tls_ca)
+    steps = make(target, arguments.directory)
     document = json.loads(arguments.scenario.read_text(encoding="utf-8"))
     print(json.dumps({"result": steps.run(document["steps"])}), flush=True)

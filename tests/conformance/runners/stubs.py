@@ -17,7 +17,7 @@ from headrace.v1 import metric_service_pb2 as pb
 from headrace.v1 import metric_service_pb2_grpc
 from headrace.v1.error_reason_pb2 import ErrorReason
 
-from tests.conformance.runners.steps import RunnerError, Steps, main, metadata_of, reason_of
+from tests.conformance.runners.steps import RunnerError, Steps, Target, main, reason_of
 
 BATCH_POINTS_MAX: Final = 4_096
 RECORD_POINTS_MAX: Final = 8_192
@@ -37,7 +37,6 @@ RETRIED: Final = {
     "RESOURCE_EXHAUSTED",
 }
 OPTIONS: Final = [
-    ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -50,10 +49,10 @@ Record: TypeAlias = tuple[int, int, list[int], list[float]]
 class StubWriter:
     """Keeps every record until it is acknowledged, and streams what the gateway lacks."""
 
-    def __init__(self, address: str, token: str, step: Mapping[str, Any]) -> None:
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+    def __init__(self, target: Target, step: Mapping[str, Any]) -> None:
+        self._channel = target.channel(OPTIONS)
         self._stub = metric_service_pb2_grpc.MetricServiceStub(self._channel)
-        self._metadata = metadata_of(token)
+        self._metadata = target.metadata
         self._open = pb.OpenWriter(
             run_id=step["run_id"],
             writer_id=step["writer_id"],
@@ -273,12 +272,12 @@ class StubSteps(Steps):
 
     def open_writer(self, step: Mapping[str, Any]) -> StubWriter:
         """Open one."""
-        return StubWriter(self.address, self.token, step)
+        return StubWriter(self.target, step)
 
 
-def make(address: str, token: str, directory: Path) -> Steps:
+def make(target: Target, directory: Path) -> Steps:
     """Return the executor."""
-    return StubSteps(address, token, directory)
+    return StubSteps(target, directory)
 
 
 if __name__ == "__main__":

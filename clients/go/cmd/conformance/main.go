@@ -4,6 +4,8 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"flag"
@@ -24,6 +26,7 @@ func main() {
 	scenario := flag.String("scenario", "", "the file to replay")
 	encode := flag.String("encode", "", "the file of messages to encode")
 	token := flag.String("token", "", "a bearer token")
+	authority := flag.String("tls-ca", "", "the PEM file of the authority to trust")
 	directory := flag.String("directory", ".", "where the scenario's files are")
 	flag.Parse()
 	if *encode != "" {
@@ -42,7 +45,17 @@ func main() {
 	if err := json.Unmarshal(text, &document); err != nil {
 		log.Fatal(err)
 	}
-	client, err := headrace.Connect(*address, headrace.WithToken(*token))
+	options := []headrace.Option{headrace.WithToken(*token)}
+	if *authority != "" {
+		pem, err := os.ReadFile(*authority)
+		if err != nil {
+			log.Fatal(err)
+		}
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(pem)
+		options = append(options, headrace.WithTLS(&tls.Config{RootCAs: roots}))
+	}
+	client, err := headrace.Connect(*address, options...)
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let document: Value = serde_json::from_str(&std::fs::read_to_string(arguments["scenario"])?)?;
     let options = ConnectOptions {
         token: arguments.get("token").map(|token| (*token).to_owned()),
-        ..ConnectOptions::default()
+        tls_ca: arguments.get("tls-ca").map(std::fs::read_to_string).transpose()?,
     };
     let client = Client::connect_with(arguments["address"], options)?;
     let directory = PathBuf::from(arguments.get("directory").copied().unwrap_or("."));
