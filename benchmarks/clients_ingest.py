@@ -44,6 +44,7 @@ async def measure_clients(site: Site, load: Load) -> dict[str, float]:
             "HEADRACE_ADDRESS": site.address,
             "HEADRACE_SPOOL_DIR": spools,
             "HEADRACE_QUIET": "1",
+            "HEADRACE_SYSTEM_METRICS": "0",
         }
         processes = [await _start(run_id, load.series, records, environment) for run_id in run_ids]
         try:

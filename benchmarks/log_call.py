@@ -49,6 +49,7 @@ def measure(address: str = NOWHERE, *, token: str = "", calls: int = CALLS) -> d
                 "HEADRACE_TOKEN": token,
                 "HEADRACE_SPOOL_DIR": spool_dir,
                 "HEADRACE_QUIET": "1",
+                "HEADRACE_SYSTEM_METRICS": "0",
             },
             cwd=Path(__file__).parent.parent,
             stdout=subprocess.PIPE,

@@ -9,6 +9,7 @@ own. Tests that kill or freeze PostgreSQL start one of their own with
 import asyncio
 import contextlib
 import itertools
+import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,10 @@ NewDatabase = Callable[[], contextlib.AbstractContextManager[str]]
 # Busy machines are slow, which says nothing about the code.
 settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("headrace")
+
+# Points are counted; who tests the sampling turns it on. No test reads a user's login.
+os.environ["HEADRACE_SYSTEM_METRICS"] = "0"
+os.environ["HEADRACE_LOGIN_FILE"] = os.devnull
 
 _TEMPLATE = "headrace_template"
 _numbers = itertools.count(1)

@@ -49,7 +49,8 @@ class RunMetric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """What was written of a run: all ordered by key, datasets in the order of writing."""
+    """What was written of a run: all ordered by key, datasets in the order of writing;
+    `exempt_keys` by attempt."""
 
     params: tuple[tuple[str, str], ...] = ()
     tags: tuple[tuple[str, str], ...] = ()
@@ -57,6 +58,7 @@ class RunData:
     metrics: tuple[RunMetric, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     datasets: tuple[DatasetInput, ...] = ()
+    exempt_keys: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

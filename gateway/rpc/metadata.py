@@ -71,6 +71,7 @@ def _entry(message: pb.MetadataEntry) -> Entry:  # noqa: PLR0911 - one for each 
 def run_message(run: Run) -> pb.Run:
     """Return a run as the contract shows it."""
     data = run.data
+    exempt_keys = dict(data.exempt_keys)
     return pb.Run(
         run_id=run.run_id.hex,
         experiment=run.experiment,
@@ -129,6 +130,7 @@ def run_message(run: Run) -> pb.Run:
                 attempt=attempt.attempt,
                 resume_step=attempt.resume_step,
                 start_time=timestamp(attempt.started_at),
+                resume_exempt_keys=exempt_keys.get(attempt.attempt, ()),
             )
             for attempt in run.attempts
         ],

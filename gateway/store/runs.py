@@ -213,7 +213,7 @@ async def read_runs(
         run_ids: which.
         workspace_id: the caller's.
         data: with params, tags, summary values and metrics.
-        rest: with facts and datasets.
+        rest: with facts, datasets and exempt keys.
 
     Raises:
         HeadraceError: RUN_PURGED.
@@ -228,7 +228,7 @@ async def read_runs(
     if found:
         for kind in ("params", "tags", "summary", "metrics") if data else ():
             await collect(kind)
-        for kind in ("facts", "datasets") if rest else ():
+        for kind in ("facts", "datasets", "exempt_keys") if rest else ():
             await collect(kind)
     runs = {
         row["run_id"]: _run(
@@ -325,6 +325,7 @@ _ITEMS: Final[Mapping[str, Any]] = {
         schema=row["schema"],
         profile=row["profile"],
     ),
+    "exempt_keys": lambda row: (row["attempt"], tuple(row["resume_exempt_keys"])),
 }
 
 

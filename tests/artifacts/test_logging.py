@@ -411,4 +411,4 @@ def test_the_command_line_puts_gets_lists_verifies_and_removes(
     (tmp_path / "copy" / "model.bin").write_bytes(b"other")
     assert "differs" in call("verify", run_id, "models", "--against", "copy", status=1)
     assert "1 deleted" in call("rm", run_id, "models", "--recursive")
-    assert "ARTIFACT_NOT_FOUND" in call("rm", run_id, "models", status=1)
+    assert "ARTIFACT_NOT_FOUND" in call("rm", run_id, "models", status=3)

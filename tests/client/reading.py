@@ -37,9 +37,10 @@ def read_spool(directory: Path) -> list[Point]:
     keys = KeyReader(directory, identity.incarnation)
     reader.seek(1, ended=True)
     points = []
-    while (columns := reader.read(8_192, ended=True)) is not None:
+    while (records := reader.read(8_192, ended=True)) is not None:
         keys.read(ended=True)
-        points += points_of(columns, keys.keys)
+        if isinstance(records, RecordColumns):
+            points += points_of(records, keys.keys)
     reader.close()
     keys.close()
     assert reader.damages == []

@@ -64,9 +64,9 @@ def test_the_largest_batch_fits_a_message() -> None:
 
 def test_the_client_checks_the_limits_of_the_gateway() -> None:
     from gateway.domain import limits as contract
+    from gateway.domain import metadata
 
     names = [name for name in vars(limits) if name.isupper()]
-    assert len(names) >= 8
-    assert {name: vars(limits)[name] for name in names} == {
-        name: vars(contract)[name] for name in names
-    }
+    assert len(names) >= 14
+    known = vars(metadata) | vars(contract)
+    assert {name: vars(limits)[name] for name in names} == {name: known[name] for name in names}

@@ -65,9 +65,9 @@ def eventually(condition: Callable[[], bool], *, deadline_s: float = 30.0) -> No
 
 
 def sender_pid(run: headrace.Run) -> int:
-    assert run._sender is not None
-    assert run._sender.pid is not None
-    return run._sender.pid
+    assert run._recorder._sender is not None
+    assert run._recorder._sender.pid is not None
+    return run._recorder._sender.pid
 
 
 def alive(pid: int) -> bool:

@@ -6,7 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from headrace.limits import BATCH_POINTS_MAX
-from headrace.record import RECORD_BYTES_MIN, RecordColumns, RecordLayout, crc_seed
+from headrace.record import (
+    RECORD_BYTES_MIN,
+    MetadataRecords,
+    RecordColumns,
+    RecordLayout,
+    crc_seed,
+    encode_metadata,
+)
 from headrace.spool_files import decode_keys, encode_key, segment_path
 from headrace.spool_reader import SpoolReader
 from hypothesis import given, settings
@@ -47,11 +54,20 @@ def open_reader(directory: Path, sequence: int = 1) -> SpoolReader:
     return reader
 
 
+def read_columns(
+    reader: SpoolReader, points_max: int = BATCH_POINTS_MAX, *, ended: bool = True, **limit: int
+) -> RecordColumns | None:
+    """The next records, which are points."""
+    records = reader.read(points_max, ended=ended, **limit)
+    assert not isinstance(records, MetadataRecords)
+    return records
+
+
 def read_each(reader: SpoolReader) -> dict[int, Record]:
     """Reads record by record to the end; lost ones look like records without points."""
     found: dict[int, Record] = {}
     while True:
-        columns = reader.read(BATCH_POINTS_MAX, ended=True, last_sequence=reader.next_sequence)
+        columns = read_columns(reader, last_sequence=reader.next_sequence)
         if columns is None:
             return found
         for lost in range(columns.first_sequence, columns.last_sequence):
@@ -91,7 +107,7 @@ def test_batches_hold_the_same_columns_however_they_are_cut(
         write_segments(Path(name), records, cuts)
         reader = open_reader(Path(name))
         batches = []
-        while (columns := reader.read(points_max, ended=True)) is not None:
+        while (columns := read_columns(reader, points_max)) is not None:
             assert columns.point_count <= points_max
             batches.append(columns)
         reader.close()
@@ -188,7 +204,7 @@ def test_half_of_a_write_is_waited_for_while_the_trainer_lives(tmp_path: Path) -
     for _ in range(20):
         assert reader.read(BATCH_POINTS_MAX, ended=False) is None
     path.write_bytes(record)
-    columns = reader.read(BATCH_POINTS_MAX, ended=False)
+    columns = read_columns(reader, ended=False)
     assert columns is not None
     assert _record(columns) == (5, 7, (5.0,))
     assert reader.damages == []
@@ -221,7 +237,7 @@ def test_seeking_into_lost_records_continues_with_the_asked_one(tmp_path: Path) 
     path.write_bytes(content)
     reader = open_reader(tmp_path, 5)
     assert reader.next_sequence == 5
-    columns = reader.read(BATCH_POINTS_MAX, ended=True)
+    columns = read_columns(reader)
     assert columns is not None
     assert (columns.first_sequence, columns.record_count, columns.point_count) == (5, 6, 4)
 
@@ -257,3 +273,45 @@ def test_the_key_dictionary_yields_only_keys_that_were_written(
     entries, taken, _ = decode_keys(bytes(content), SEED, ended=True)
     assert set(entries) <= set(enumerate(printable))
     assert taken == len(content)
+
+
+_points_or_entries = st.lists(
+    st.one_of(_values.filter(bool), st.binary(max_size=40), st.just(bytes(300_000))),
+    min_size=1,
+    max_size=20,
+)
+
+
+@given(
+    contents=_points_or_entries, cuts=_cuts, start=st.integers(1, 21), damaged=st.integers(0, 40)
+)
+def test_points_and_metadata_share_one_sequence_and_damage_costs_only_its_record(
+    contents: list[tuple[float, ...] | bytes], cuts: set[int], start: int, damaged: int
+) -> None:
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        path = segment_path(directory, 1)
+        for sequence, content in enumerate(contents, start=1):
+            if sequence in cuts:
+                path = segment_path(directory, sequence)
+            if isinstance(content, bytes):
+                record = encode_metadata(sequence, 1, 3, content, SEED)
+            else:
+                record = RecordLayout(range(len(content))).encode(sequence, 1, 1, content, SEED)
+            if sequence == damaged:
+                record = record[:-1] + bytes([record[-1] ^ 0xFF])
+            with path.open("ab") as file:
+                file.write(record)
+        reader = open_reader(directory, start)
+        found: dict[int, tuple[float, ...] | bytes] = {}
+        while (
+            records := reader.read(BATCH_POINTS_MAX, ended=True, last_sequence=reader.next_sequence)
+        ) is not None:
+            last = records.last_sequence
+            if isinstance(records, MetadataRecords):
+                found[last] = records.entries
+            elif records.point_count:
+                found[last] = struct.unpack(f"<{records.point_count}d", records.value)
+        reader.close()
+    expected = dict(enumerate(contents, start=1))
+    assert found == {n: c for n, c in expected.items() if n >= start and n != damaged}

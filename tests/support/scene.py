@@ -139,6 +139,7 @@ class Trainer:
             **inherited,
             "HEADRACE_ADDRESS": self._address,
             "HEADRACE_SPOOL_DIR": str(self.spools),
+            "HEADRACE_SYSTEM_METRICS": "0",  # what is stored is compared with what was logged
         }
 
     def kill(self) -> None:

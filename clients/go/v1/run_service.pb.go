@@ -271,9 +271,11 @@ type Attempt struct {
 	// nothing.
 	ResumeStep *int64 `protobuf:"zigzag64,2,opt,name=resume_step,json=resumeStep,proto3,oneof" json:"resume_step,omitempty"`
 	// When the gateway first heard of the attempt.
-	StartTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// Keys that resume_step does not hide. GetRun only.
+	ResumeExemptKeys []string `protobuf:"bytes,4,rep,name=resume_exempt_keys,json=resumeExemptKeys,proto3" json:"resume_exempt_keys,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Attempt) Reset() {
@@ -323,6 +325,13 @@ func (x *Attempt) GetResumeStep() int64 {
 func (x *Attempt) GetStartTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.StartTime
+	}
+	return nil
+}
+
+func (x *Attempt) GetResumeExemptKeys() []string {
+	if x != nil {
+		return x.ResumeExemptKeys
 	}
 	return nil
 }
@@ -2402,13 +2411,14 @@ var File_headrace_v1_run_service_proto protoreflect.FileDescriptor
 
 const file_headrace_v1_run_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1dheadrace/v1/run_service.proto\x12\vheadrace.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x01\n" +
+	"\x1dheadrace/v1/run_service.proto\x12\vheadrace.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x01\n" +
 	"\aAttempt\x12\x18\n" +
 	"\aattempt\x18\x01 \x01(\x05R\aattempt\x12$\n" +
 	"\vresume_step\x18\x02 \x01(\x12H\x00R\n" +
 	"resumeStep\x88\x01\x01\x129\n" +
 	"\n" +
-	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTimeB\x0e\n" +
+	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12,\n" +
+	"\x12resume_exempt_keys\x18\x04 \x03(\tR\x10resumeExemptKeysB\x0e\n" +
 	"\f_resume_step\"\xff\b\n" +
 	"\x03Run\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1e\n" +

@@ -18,6 +18,7 @@ from headrace.errors import (
     ConfigurationError,
     GatewayError,
     HeadraceError,
+    InvalidMetadataError,
     InvalidMetricError,
     SpoolError,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigurationError",
     "GatewayError",
     "HeadraceError",
+    "InvalidMetadataError",
     "InvalidMetricError",
     "Run",
     "RunStatus",

@@ -61,4 +61,6 @@ def call_metadata(settings: Settings) -> grpc.aio.Metadata:
     metadata = grpc.aio.Metadata()
     if settings.token:
         metadata.add("authorization", f"Bearer {settings.token}")
+    if settings.workspace:
+        metadata.add("headrace-workspace", settings.workspace)
     return metadata

@@ -120,6 +120,11 @@ def detect_job(
     )
 
 
+def is_first_of_machine(environ: Mapping[str, str]) -> bool:
+    """Whether this is the job's first process on its machine (torchrun, Slurm); True if unknown."""
+    return environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) in {"", "0"}
+
+
 def _launcher(environ: Mapping[str, str]) -> _Launcher:
     cluster = environ.get("SLURM_CLUSTER_NAME", "")
     if "RANK" in environ and "WORLD_SIZE" in environ:

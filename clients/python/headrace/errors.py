@@ -13,6 +13,11 @@ class InvalidMetricError(HeadraceError, ValueError):
     """A key, step or value that no gateway would accept (raised only when strict)."""
 
 
+class InvalidMetadataError(HeadraceError, ValueError):
+    """A param, tag, note, summary value or dataset that no gateway would accept, or a param
+    that has another value already (raised only when strict)."""
+
+
 class SpoolError(HeadraceError, OSError):
     """The spool cannot be created, written or read (raised only when strict)."""
 

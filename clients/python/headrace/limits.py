@@ -25,6 +25,21 @@ STEP_MIN: Final = -(2**62)
 STEP_MAX: Final = 2**62 - 1
 """Steps."""
 
+ENTRIES_MAX: Final = 1_000
+"""Entries of metadata in a message."""
+
+PARAM_CHARACTERS_MAX: Final = 6_000
+"""Characters in the value of a param, a fact or a summary text."""
+
+TAG_CHARACTERS_MAX: Final = 8_000
+"""Characters in the value of a tag."""
+
+TEXT_CHARACTERS_MAX: Final = 65_535
+"""Characters in notes, and in source, schema and profile of a dataset."""
+
+DATASET_NAME_CHARACTERS_MAX: Final = 500
+DATASET_DIGEST_CHARACTERS_MAX: Final = 64
+
 NAME_CHARACTERS_MAX: Final = 250
 """Characters in the name of a run or experiment."""
 

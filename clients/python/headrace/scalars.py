@@ -24,7 +24,7 @@ def flatten(metrics: Mapping[Any, Any], refuse: Callable[[str, str], None]) -> d
     infinities are kept.
     """
     points: dict[str, float] = {}
-    for key, value in _leaves(metrics, "", _NESTING_MAX, refuse):
+    for key, value in leaves(metrics, refuse):
         fault = key_fault(key)
         if fault is not None:
             refuse("key", fault)
@@ -36,6 +36,13 @@ def flatten(metrics: Mapping[Any, Any], refuse: Callable[[str, str], None]) -> d
             continue
         points[key] = number
     return points
+
+
+def leaves(
+    values: Mapping[Any, Any], refuse: Callable[[str, str], None]
+) -> Iterator[tuple[str, Any]]:
+    """What stands in nested mappings, by `a/b` keys; keys that are no text are refused."""
+    return _leaves(values, "", _NESTING_MAX, refuse)
 
 
 def _leaves(

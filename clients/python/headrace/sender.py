@@ -18,14 +18,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import grpc
 import grpc.aio
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from headrace import spool_files
+from headrace.artifact_queue import ArtifactQueue
 from headrace.channel import call_metadata, open_channel
+from headrace.console import CONSOLE_FILE
 from headrace.errors import SpoolError
 from headrace.failures import Failure, Remedy, failure_of
 from headrace.sender_process import EXIT_STOPPED
@@ -34,7 +39,10 @@ from headrace.settings import Settings, load_settings
 from headrace.spool_files import ProcessLock, WriterIdentity
 from headrace.spool_reader import KeyReader, SpoolReader
 from headrace.status import FINISHED
+from headrace.system_metrics import SystemSampler
+from headrace.system_writer import SystemWriter
 from headrace.trainer_watch import TrainerWatch
+from headrace.uploader import deliver
 from headrace.v1 import run_service_pb2, run_service_pb2_grpc
 from headrace.writer_stream import WriterFinishedEarlyError, WriterStream
 
@@ -44,6 +52,9 @@ BACKOFF_MAX_S: Final = 10.0
 
 CALL_TIMEOUT_S: Final = 30.0
 """A unary call that takes longer has failed."""
+
+CONSOLE_TIMEOUT_S: Final = 20.0
+"""What is not stored by then waits for `headrace sync`."""
 
 HOUSEKEEPING_INTERVAL_S: Final = 2.0
 """Records that stay unacknowledged for longer are made to survive a power loss, together."""
@@ -97,6 +108,10 @@ class Sender:
         self._run_created = False
         self._stream: WriterStream | None = None
         self._damages_told = 0
+        self._system: SystemWriter | None = None
+        if self.identity.system_metrics_interval_s and not once:
+            sampler = SystemSampler(self.identity.trainer_pid, directory)
+            self._system = SystemWriter(self.identity, settings, sampler)
 
     def wake(self) -> None:
         """The trainer says that there is something."""
@@ -111,11 +126,18 @@ class Sender:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                housekeeping = tasks.create_task(self._keep_house())
+                background = [tasks.create_task(self._keep_house())]
+                if self._system is not None:
+                    background.append(tasks.create_task(self._system.run()))
                 finished = await self._deliver()
+                for task in background[1:]:
+                    task.cancel()
+                if self._system is not None:
+                    await self._system.finish()
                 if finished:
                     await self._finish_run()
-                housekeeping.cancel()
+                    await self._store_console()
+                background[0].cancel()
         except ExceptionGroup as group:
             error = group.exceptions[0]
             self.status.end(done=False, stopped=str(error))
@@ -184,17 +206,49 @@ class Sender:
 
     async def _create_run(self, channel: grpc.aio.Channel) -> None:
         identity = self.identity
-        await run_service_pb2_grpc.RunServiceStub(channel).CreateRun(
+        runs = run_service_pb2_grpc.RunServiceStub(channel)
+        metadata = call_metadata(self._settings)
+        origin = asdict(identity.origin)
+        facts = [
+            run_service_pb2.MetadataEntry(fact=run_service_pb2.Fact(name=name, value=text))
+            for name, text in identity.facts.items()
+        ]
+        response = await runs.CreateRun(
             run_service_pb2.CreateRunRequest(
                 run_id=identity.run_id,
                 experiment=identity.experiment,
                 name=identity.name,
                 step_policy=run_service_pb2.StepPolicy.ValueType(identity.step_policy),
                 late_policy=run_service_pb2.LatePolicy.ValueType(identity.late_policy),
+                parent_run_id=identity.parent_run_id,
+                start_time=Timestamp(
+                    seconds=identity.created_us // 1_000_000,
+                    nanos=identity.created_us % 1_000_000 * 1_000,
+                ),
+                entries=facts,
+                **origin,
             ),
             timeout=CALL_TIMEOUT_S,
-            metadata=call_metadata(self._settings),
+            metadata=metadata,
         )
+        if identity.ends_run and not response.created:
+            # Another rank came first, or an earlier attempt: rank 0 speaks for the run.
+            await runs.UpdateRun(
+                run_service_pb2.UpdateRunRequest(
+                    run_id=identity.run_id,
+                    run=run_service_pb2.Run(**origin),
+                    update_mask=FieldMask(paths=list(origin)),
+                ),
+                timeout=CALL_TIMEOUT_S,
+                metadata=metadata,
+            )
+            await runs.WriteMetadata(
+                run_service_pb2.WriteMetadataRequest(run_id=identity.run_id, entries=facts),
+                timeout=CALL_TIMEOUT_S,
+                metadata=metadata,
+            )
+        if self._system is not None:
+            self._system.began_us = response.run.start_time.ToMicroseconds()
         self._run_created = True
 
     async def _finish_run(self) -> None:
@@ -222,6 +276,24 @@ class Sender:
                 self._log(f"finishing the run: {failure.text}; trying again")
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, BACKOFF_MAX_S)
+
+    async def _store_console(self) -> None:
+        """Stores what the trainer wrote to its console, if that was kept."""
+        file = self._directory / CONSOLE_FILE
+        if not file.exists():
+            return
+        identity = self.identity
+        name = f"console/rank-{identity.rank}-attempt-{identity.attempt}.log"
+        try:
+            queue = ArtifactQueue(self._directory.parent, identity.run_id)
+            queue.add_file(file, name, "text/plain")
+            queue.close()
+        except OSError as error:
+            self._log(f"the console's copy is lost: {error}")
+            return
+        deadline = time.monotonic() + CONSOLE_TIMEOUT_S
+        if not await asyncio.to_thread(deliver, queue.directory, self._settings, deadline=deadline):
+            self._log("the console's copy is not stored yet; headrace sync tries again")
 
     def _is_forked_child(self) -> bool:
         """A child of rank 0 says nothing of the run's end; rank 0 does."""

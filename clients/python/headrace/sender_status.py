@@ -52,6 +52,7 @@ class SenderStatus:
             "late_points": counters.late_points,
             "repeated_points": counters.repeated_points,
             "lost_records": counters.lost_records,
+            "rejected_entries": counters.rejected_entries,
         }
         self._changed = True
 

@@ -15,8 +15,16 @@ from typing import Any, Final
 
 from headrace import spool_files
 from headrace.errors import InvalidMetricError, SpoolError
-from headrace.limits import KEYS_MAX
-from headrace.record import RecordLayout, RecordScan, ScanEnd, crc_seed
+from headrace.limits import ENTRIES_MAX, KEYS_MAX
+from headrace.metadata_entries import joined
+from headrace.record import (
+    METADATA_BYTES_MAX,
+    RecordLayout,
+    RecordScan,
+    ScanEnd,
+    crc_seed,
+    encode_metadata,
+)
 from headrace.spool_files import Note, ProcessLock, WriterIdentity
 
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
@@ -88,6 +96,26 @@ class SpoolWriter:
                 written.
         """
         data = layout.encode(self.next_sequence, time_us, step, values, self._seed)
+        self._write(data, layout.record_count)
+
+    def append_metadata(self, entries: list[bytes], time_us: int) -> None:
+        """Writes what one call says of the run: all of it, or nothing.
+
+        Args:
+            entries: in wire form; see metadata_entries.py.
+            time_us: Unix microseconds.
+
+        Raises:
+            OSError: as `append`.
+        """
+        contents = joined(entries, entries_max=ENTRIES_MAX, bytes_max=METADATA_BYTES_MAX)
+        records = [
+            encode_metadata(self.next_sequence + number, time_us, count, content, self._seed)
+            for number, (count, content) in enumerate(contents)
+        ]
+        self._write(b"".join(records), len(records))
+
+    def _write(self, data: bytes, record_count: int) -> None:
         segment = self._segment
         if segment is None or self._segment_offset >= SEGMENT_BYTES:
             segment = self._rotate()
@@ -95,7 +123,7 @@ class SpoolWriter:
         if written != len(data):
             self._undo_short_write(segment)
         self._segment_offset += written
-        self.next_sequence += layout.record_count
+        self.next_sequence += record_count
 
     def define(self, keys: tuple[str, ...]) -> RecordLayout:
         """The layout for flat, valid keys, entering new ones into the dictionary.
@@ -142,7 +170,7 @@ class SpoolWriter:
         """
         path = spool_files.segment_path(self.directory, self._segment_first)
         data = path.read_bytes()
-        scan = RecordScan(next_sequence=self._segment_first, seed=self._seed)
+        scan = RecordScan(next_sequence=self._segment_first, seed=self._seed, collect=False)
         end, verdict = scan.feed(data, points_max=1 << 62, last_sequence=1 << 62)
         if verdict is not ScanEnd.END:
             os.truncate(path, end)

@@ -26,13 +26,14 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
 from headrace.errors import SpoolError
+from headrace.facts import UNKNOWN_ORIGIN, Origin
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of everything in the directory; a reader refuses others."""
 
 WRITER_FILE: Final = "writer.json"
@@ -57,9 +58,13 @@ class WriterIdentity:
     """What a spool is: the run it belongs to and the writer that filled it.
 
     Attributes:
+        parent_run_id: empty for none.
+        origin, facts: who started the job, where, from what, in which
+            environment; empty but in rank 0's own process, which speaks for the run.
         ends_run: whether the end of this writer is the end of the run (rank 0's
             own process; no forked child and no other rank).
-        trainer_pid: for people; liveness is told by the lock.
+        system_metrics_interval_s: how often the sender samples the machine; 0: never.
+        trainer_pid: for people and system metrics; liveness is told by the lock.
     """
 
     run_id: str
@@ -73,6 +78,10 @@ class WriterIdentity:
     attempt: int
     resume_step: int | None
     resume_exempt_keys: tuple[str, ...]
+    parent_run_id: str = ""
+    origin: Origin = UNKNOWN_ORIGIN
+    facts: Mapping[str, str] = field(default_factory=dict)
+    system_metrics_interval_s: float = 0.0
     ends_run: bool
     trainer_pid: int
     created_us: int
@@ -107,7 +116,8 @@ class WriterIdentity:
                     f"{path} has format {content.get('format')!r}; this version reads {FORMAT}"
                 )
             content["resume_exempt_keys"] = tuple(content["resume_exempt_keys"])
-            return cls(**{field.name: content[field.name] for field in fields(cls)})
+            content["origin"] = Origin(**content["origin"])
+            return cls(**{known.name: content[known.name] for known in fields(cls)})
         except FileNotFoundError:
             raise SpoolError(f"{directory} is no spool: it has no {WRITER_FILE}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,6 +20,7 @@ from typing import Final
 from headrace import spool_files
 from headrace.record import (
     RECORD_BYTES_MAX,
+    MetadataRecords,
     RecordColumns,
     RecordScan,
     ScanEnd,
@@ -28,7 +29,8 @@ from headrace.record import (
 )
 
 READ_BYTES: Final = 256 * 1024
-"""Bytes read at a time: more than two of the largest records."""
+"""Bytes read at a time: more than two of the largest records of points. A record of
+metadata may be larger and is then read whole."""
 
 SEARCH_BYTES: Final = 16 * 1024 * 1024
 """Bytes read at once when looking for the next valid record: twice a segment."""
@@ -66,11 +68,13 @@ class SpoolReader:
 
     Attributes:
         next_sequence: of the next record to be read.
+        more: whether the last read stopped at a limit: what follows is there already.
         damages: what could not be read, in the order it was met.
     """
 
     def __init__(self, directory: Path, incarnation: str) -> None:
         self.next_sequence = 1
+        self.more = False
         self.damages: list[Damage] = []
         self._directory = directory
         self._seed = crc_seed(incarnation)
@@ -100,7 +104,9 @@ class SpoolReader:
         reachable = [first for first in firsts if first <= sequence] or firsts[:1]
         self._open(reachable[-1])
         while self.next_sequence < sequence:
-            if self.read(_NO_LIMIT, ended=ended, last_sequence=sequence - 1) is None:
+            before = self.next_sequence
+            self._scan(_NO_LIMIT, ended=ended, last_sequence=sequence - 1, collect=False)
+            if self.next_sequence == before:
                 break
         if reachable[-1] <= sequence < self.next_sequence:
             self.next_sequence = sequence  # inside lost records: the next read counts the rest
@@ -108,33 +114,43 @@ class SpoolReader:
 
     def read(
         self, points_max: int, *, ended: bool, last_sequence: int = _NO_LIMIT
-    ) -> RecordColumns | None:
-        """The next records, as many as are there, up to `points_max` points; None: none now.
+    ) -> RecordColumns | MetadataRecords | None:
+        """The next records of one kind, as many as a message holds; None: none now.
 
         Args:
             points_max: at least BATCH_POINTS_MAX, so that any record fits.
             ended: no process writes this spool any more.
             last_sequence: do not read beyond this record.
         """
-        if self._segment is None:
-            return None
-        scan = RecordScan(next_sequence=self.next_sequence, seed=self._seed)
-        while True:
-            data = os.pread(self._segment, READ_BYTES, self._offset)
+        return self._scan(points_max, ended=ended, last_sequence=last_sequence).records()
+
+    def _scan(
+        self, points_max: int, *, ended: bool, last_sequence: int, collect: bool = True
+    ) -> RecordScan:
+        scan = RecordScan(next_sequence=self.next_sequence, seed=self._seed, collect=collect)
+        self.more = False
+        read_bytes = READ_BYTES
+        while self._segment is not None:
+            data = os.pread(self._segment, read_bytes, self._offset)
             taken, verdict = scan.feed(data, points_max=points_max, last_sequence=last_sequence)
             self._offset += taken
             if taken:
                 self._doubts = 0
             if verdict is ScanEnd.LIMIT or scan.next_sequence > last_sequence:
+                self.more = verdict is ScanEnd.LIMIT
                 break
-            if taken and (verdict is ScanEnd.END or len(data) == READ_BYTES):
-                if points_max != _NO_LIMIT and scan.point_count:
+            if taken and (verdict is ScanEnd.END or len(data) == read_bytes):
+                read_bytes = READ_BYTES
+                if scan.count:
                     break  # a piece is enough for a batch; the rest comes with the next call
+                continue
+            if verdict is ScanEnd.INCOMPLETE and len(data) == read_bytes < RECORD_BYTES_MAX:
+                read_bytes = RECORD_BYTES_MAX
                 continue
             if not self._turn(scan, data, verdict, ended=ended):
                 break
         self.next_sequence = scan.next_sequence
-        return scan.columns()
+        return scan
 
     def trim(self, committed_sequence: int) -> None:
         """Deletes the segments whose records are all committed; never the last one."""

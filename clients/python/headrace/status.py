@@ -1,7 +1,7 @@
 """How far a run's records have come: what `run.status()` and `finish` answer. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 FINISHED: Final = 2
@@ -22,12 +22,15 @@ class RunStatus:
         committed_records: records that the gateway has committed.
         accepted_points, late_points, repeated_points, rejected_points: of the
             committed records; see WriterCounters in metric_service.proto.
+        rejected_entries: params, tags and the like that the gateway did not
+            take, for example a param that has another value already.
         rejections: samples, each with reason, key, step, points and detail.
         lost_records: records whose place in the spool became unreadable, or
             that a gateway restored from a backup no longer has.
-        dropped_points: points that found no space on disk.
+        dropped_points, dropped_entries: what found no space on disk.
         refused_points: points and log calls that no gateway would accept (bad
             key, step or value); a warning named the first of each kind.
+        refused_entries: likewise of params, tags and the like.
         connected: whether the sender has a stream now.
         done: everything is committed and the writer is finished.
         stopped: why the sender gave up; empty when it did not.
@@ -39,10 +42,13 @@ class RunStatus:
     late_points: int = 0
     repeated_points: int = 0
     rejected_points: int = 0
+    rejected_entries: int = 0
     rejections: tuple[Mapping[str, Any], ...] = ()
     lost_records: int = 0
     dropped_points: int = 0
+    dropped_entries: int = 0
     refused_points: int = 0
+    refused_entries: int = 0
     connected: bool = False
     done: bool = False
     stopped: str = ""
@@ -60,9 +66,15 @@ class RunStatus:
         if self.rejected_points:
             reasons = sorted({str(sample.get("reason")) for sample in self.rejections})
             parts.append(f"{self.rejected_points:,} points rejected ({', '.join(reasons)})")
+        if self.rejected_entries:
+            details = [str(sample.get("detail")) for sample in self.rejections]
+            shown = next((text for text in reversed(details) if text.startswith("param")), "")
+            parts.append(f"{self.rejected_entries:,} entries rejected{shown and f' ({shown})'}")
         for count, what in (
             (self.refused_points, "refused when logged"),
+            (self.refused_entries, "entries refused"),
             (self.dropped_points, "points dropped for lack of disk"),
+            (self.dropped_entries, "entries dropped for lack of disk"),
             (self.lost_records, "records lost"),
         ):
             if count:
@@ -70,12 +82,18 @@ class RunStatus:
         return ", ".join(parts)
 
 
+@dataclass(slots=True, kw_only=True)
+class LocalCounts:
+    """What the trainer knows of its own calls; see RunStatus."""
+
+    dropped_points: int = 0
+    dropped_entries: int = 0
+    refused_points: int = 0
+    refused_entries: int = 0
+
+
 def status_from_notes(
-    sender: Mapping[str, Any],
-    *,
-    logged_records: int,
-    dropped_points: int,
-    refused_points: int,
+    sender: Mapping[str, Any], *, logged_records: int, local: LocalCounts
 ) -> RunStatus:
     """Joins what the sender noted with what the trainer knows."""
     return RunStatus(
@@ -85,11 +103,11 @@ def status_from_notes(
         late_points=sender.get("late_points", 0),
         repeated_points=sender.get("repeated_points", 0),
         rejected_points=sender.get("rejected_points", 0),
+        rejected_entries=sender.get("rejected_entries", 0),
         rejections=tuple(sender.get("rejections", ())),
         lost_records=sender.get("lost_records", 0),
-        dropped_points=dropped_points,
-        refused_points=refused_points,
         connected=sender.get("connected", False),
         done=sender.get("done", False),
         stopped=sender.get("stopped", ""),
+        **asdict(local),
     )

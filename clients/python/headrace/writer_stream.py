@@ -19,7 +19,7 @@ import grpc.aio
 
 from headrace.batches import write_request
 from headrace.limits import BATCH_POINTS_MAX, HEARTBEAT_INTERVAL_MS
-from headrace.record import RecordColumns
+from headrace.record import MetadataRecords, RecordColumns
 from headrace.sender_status import SenderStatus
 from headrace.spool_files import WriterIdentity
 from headrace.spool_reader import KeyReader, SpoolReader
@@ -178,11 +178,12 @@ class WriterStream:
         with contextlib.suppress(StreamOverError):
             while not self._draining:
                 ended = self._watch.ended
-                columns = self._reader.read(BATCH_POINTS_MAX, ended=ended)
+                records = self._reader.read(BATCH_POINTS_MAX, ended=ended)
+                more = self._reader.more
                 self._keys.read(ended=ended)
-                if columns is not None:
-                    await self._send_batch(columns)
-                    if columns.point_count < BATCH_POINTS_MAX // 2 and not ended:
+                if records is not None:
+                    await self._send_records(records)
+                    if not (more or ended) and _is_small(records):
                         await asyncio.sleep(LINGER_S)
                 elif ended:
                     await self._send_end()
@@ -195,20 +196,21 @@ class WriterStream:
                 else:
                     await self._idle()
 
-    async def _send_batch(self, columns: RecordColumns) -> None:
+    async def _send_records(self, records: RecordColumns | MetadataRecords) -> None:
         if self._opened_finished:
             raise WriterFinishedEarlyError(
                 f"the gateway holds this writer for finished at record "
                 f"{self._status.committed_sequence}; the spool goes on to "
-                f"{columns.last_sequence} at least"
+                f"{records.last_sequence} at least"
             )
         self._status.damaged(self._reader.damages)
-        await self._send_keys(columns)
+        if isinstance(records, RecordColumns):
+            await self._send_keys(records)
         while self._in_flight_bytes > WINDOW_BYTES:
             self._acked.clear()
             await self._acked.wait()
-        message = write_request(columns)
-        self._in_flight.append((columns.last_sequence, len(message)))
+        message = write_request(records)
+        self._in_flight.append((records.last_sequence, len(message)))
         self._in_flight_bytes += len(message)
         self._active_until = time.monotonic() + ACTIVE_S
         await self._write(message)
@@ -235,7 +237,7 @@ class WriterStream:
             index = max(self._keys.keys, default=-1) + 1
             last += 1
             self._keys.keys[index] = DROPPED_POINTS_KEY
-            await self._send_batch(
+            await self._send_records(
                 RecordColumns(
                     first_sequence=last,
                     record_count=1,
@@ -312,6 +314,11 @@ class WriterStream:
         data = message if isinstance(message, bytes) else message.SerializeToString()
         await self._call.write(data)
         self._sent_at = time.monotonic()
+
+
+def _is_small(records: RecordColumns | MetadataRecords) -> bool:
+    """Whether waiting a little for more saves messages."""
+    return isinstance(records, MetadataRecords) or records.point_count < BATCH_POINTS_MAX // 2
 
 
 def _key_messages(keys: dict[int, str], start: int) -> list[metric_service_pb2.WriteMetricsRequest]:

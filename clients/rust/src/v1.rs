@@ -1263,7 +1263,7 @@ impl ErrorReason {
     }
 }
 /// One (re)start of a run's job.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Attempt {
     /// The attempt's number, from 1.
     #[prost(int32, tag = "1")]
@@ -1276,6 +1276,9 @@ pub struct Attempt {
     /// When the gateway first heard of the attempt.
     #[prost(message, optional, tag = "3")]
     pub start_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Keys that resume_step does not hide. GetRun only.
+    #[prost(string, repeated, tag = "4")]
+    pub resume_exempt_keys: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One training job, through all its attempts and ranks.
 #[derive(Clone, PartialEq, ::prost::Message)]

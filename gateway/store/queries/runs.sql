@@ -60,6 +60,11 @@ FROM run_datasets
 WHERE run_id = ANY ($1::uuid[])
 ORDER BY position;
 
+-- name: exempt_keys
+SELECT run_id, attempt, resume_exempt_keys
+FROM attempts
+WHERE run_id = ANY ($1::uuid[]) AND resume_exempt_keys <> '{}';
+
 -- name: lock
 -- Whoever opens a new attempt takes the same lock.
 SELECT purged_at, deleted_at FROM runs WHERE run_id = $1 AND workspace_id = $2 FOR UPDATE;

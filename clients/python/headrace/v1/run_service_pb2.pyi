@@ -158,6 +158,7 @@ class Attempt(google.protobuf.message.Message):
     ATTEMPT_FIELD_NUMBER: builtins.int
     RESUME_STEP_FIELD_NUMBER: builtins.int
     START_TIME_FIELD_NUMBER: builtins.int
+    RESUME_EXEMPT_KEYS_FIELD_NUMBER: builtins.int
     attempt: builtins.int
     """The attempt's number, from 1."""
     resume_step: builtins.int
@@ -169,15 +170,20 @@ class Attempt(google.protobuf.message.Message):
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the gateway first heard of the attempt."""
 
+    @property
+    def resume_exempt_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Keys that resume_step does not hide. GetRun only."""
+
     def __init__(
         self,
         *,
         attempt: builtins.int = ...,
         resume_step: builtins.int | None = ...,
         start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        resume_exempt_keys: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_resume_step", b"_resume_step", "resume_step", b"resume_step", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_resume_step", b"_resume_step", "attempt", b"attempt", "resume_step", b"resume_step", "start_time", b"start_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_resume_step", b"_resume_step", "attempt", b"attempt", "resume_exempt_keys", b"resume_exempt_keys", "resume_step", b"resume_step", "start_time", b"start_time"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_resume_step", b"_resume_step"]) -> typing.Literal["resume_step"] | None: ...
 
 Global___Attempt: typing_extensions.TypeAlias = Attempt

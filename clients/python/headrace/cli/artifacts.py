@@ -30,8 +30,8 @@ from headrace import artifact_rules as rules
 from headrace.artifact_errors import ArtifactError
 from headrace.artifacts import Artifact, Artifacts
 from headrace.channel import open_blocking_channel
-from headrace.errors import ConfigurationError
-from headrace.settings import load_settings
+from headrace.cli.gateway import ExitCode, fail, failures, settings_of
+from headrace.cli.options import Address, TlsCa
 from headrace.transfers import Direct, Transfers
 from headrace.transfers import Progress as Advance
 
@@ -39,10 +39,6 @@ application = typer.Typer(help="The files of runs.", no_args_is_help=True)
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id: 32 hex digits.")]
 Path_ = Annotated[str, typer.Argument(metavar="PATH", help="The artifact or folder.")]
-Address = Annotated[
-    str | None, typer.Option(help="host:port or https://host:port; HEADRACE_ADDRESS.")
-]
-TlsCa = Annotated[str | None, typer.Option(help="PEM file of authorities; HEADRACE_TLS_CA.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a file.")]
 DirectMode = Annotated[
     str, typer.Option("--direct", help="Straight to S3, past the gateway: auto, always or never.")
@@ -149,7 +145,7 @@ def verify(
                 else:
                     typer.echo(f"{'BAD ' if fault else 'good'}  {entry.path}  {fault}".rstrip())
     if bad:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _fault(
@@ -191,24 +187,16 @@ def _artifacts(
     run: str, address: str | None, tls_ca: str | None, direct: str = "auto"
 ) -> Iterator[Artifacts]:
     """Yield a run's artifacts; failures become one line and an exit status."""
-    console = Console(stderr=True)
     modes: dict[str, Direct] = {"auto": "auto", "always": "always", "never": "never"}
     if direct not in modes:
-        console.print(f"[red]--direct is {direct!r}; it must be one of {sorted(modes)}[/red]")
-        raise typer.Exit(2)
-    try:
-        settings = load_settings(address=address, tls_ca=tls_ca)
-        with (
-            contextlib.closing(open_blocking_channel(settings)) as channel,
-            Transfers(channel, token=settings.token, direct=modes[direct]) as transfers,
-        ):
-            yield Artifacts(transfers, run)
-    except ConfigurationError as error:
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except (ArtifactError, OSError) as error:
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+        raise fail(f"--direct is {direct!r}; it must be one of {sorted(modes)}", ExitCode.USAGE)
+    settings = settings_of(address, tls_ca)
+    with (
+        failures(settings.address),
+        contextlib.closing(open_blocking_channel(settings)) as channel,
+        Transfers(channel, token=settings.token, direct=modes[direct]) as transfers,
+    ):
+        yield Artifacts(transfers, run)
 
 
 @contextlib.contextmanager

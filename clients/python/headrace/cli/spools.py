@@ -1,4 +1,4 @@
-"""`headrace`: send spools that no sender delivers, and look at those that wait.
+"""`headrace sync` and `headrace status`: send spools that no sender delivers, look at what waits.
 
 headrace sync              every spool of the default directory
 headrace sync /mnt/spool   another directory, or one spool
@@ -17,23 +17,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from headrace import artifact_cli, spool_files
+from headrace import spool_files
 from headrace.artifact_delivery import print_queues, queues_in, sync_queues
-from headrace.errors import ConfigurationError, SpoolError
+from headrace.cli import options
+from headrace.cli.gateway import ExitCode, fail, settings_of
+from headrace.client import Client
+from headrace.errors import GatewayError, SpoolError
 from headrace.sender import Sender, SenderStoppedError
-from headrace.settings import Settings, load_settings
+from headrace.settings import Settings
 from headrace.spool_files import Note, ProcessLock, WriterIdentity
 from headrace.spool_reader import SpoolReader
 
 PROGRESS_INTERVAL_S: Final = 0.1
-
-application = typer.Typer(
-    help="Deliver and inspect the spools in which training processes keep what they logged.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-application.add_typer(artifact_cli.application, name="artifacts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +53,15 @@ class SpoolReport:
     text: str = ""
 
 
-@application.command()
 def sync(
+    *,
     directories: Annotated[
         list[Path] | None,
         typer.Argument(help="Spools, or directories of spools; default: HEADRACE_SPOOL_DIR."),
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="host:port or https://host:port; HEADRACE_ADDRESS.")
-    ] = None,
-    tls_ca: Annotated[
-        str | None, typer.Option(help="PEM file of authorities; HEADRACE_TLS_CA.")
-    ] = None,
+    address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    workspace: options.Workspace = None,
     timeout: Annotated[
         float | None, typer.Option(help="Give up on a spool after so many seconds.", min=0)
     ] = None,
@@ -79,22 +71,22 @@ def sync(
 ) -> None:
     """Send what spools hold. Safe to repeat: every record is stored exactly once.
 
-    The token is taken from HEADRACE_TOKEN. Exit status: 0 when everything was
-    sent, 1 when something was not.
+    Exits with 1 when something was not sent.
     """
-    settings = _settings(address=address, tls_ca=tls_ca)
+    settings = settings_of(address, tls_ca, workspace)
     spools = _spools(directories, settings)
     queues = queues_in(directories or [settings.spool_dir])
     reports = asyncio.run(_sync_all(spools, settings, timeout, quiet=as_json))
     if reports or not queues:
         _print(reports, as_json=as_json)
+    queues = queues_in(directories or [settings.spool_dir])  # a kept console joined them
     stored = sync_queues(queues, settings, timeout)  # last: the spools create the runs
     if not stored or any(report.outcome == "failed" for report in reports):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
-@application.command()
 def status(
+    *,
     directories: Annotated[
         list[Path] | None,
         typer.Argument(help="Spools, or directories of spools; default: HEADRACE_SPOOL_DIR."),
@@ -103,8 +95,10 @@ def status(
         bool, typer.Option("--json", help="One JSON object a spool or queue.")
     ] = False,
 ) -> None:
-    """Show the spools, and the artifacts, that are not fully delivered. Changes nothing."""
-    settings = _settings()
+    """Show whether the gateway answers, and what is not delivered yet. Changes nothing."""
+    settings = settings_of()
+    if not as_json:
+        sys.stdout.write(f"gateway {settings.address}: {_answer(settings)}\n")
     spools = _spools(directories, settings)
     queues = queues_in(directories or [settings.spool_dir])
     if spools or not queues:
@@ -112,25 +106,26 @@ def status(
     print_queues(queues, as_json=as_json)
 
 
-def main() -> None:
-    """The console script."""
-    application()
-
-
-def _settings(address: str | None = None, tls_ca: str | None = None) -> Settings:
+def _answer(settings: Settings) -> str:
     try:
-        return load_settings(address=address, tls_ca=tls_ca)
-    except ConfigurationError as error:
-        Console(stderr=True).print(f"[red]{error}[/red]")
-        raise typer.Exit(2) from None
+        with Client(
+            settings.address,
+            token=settings.token,
+            tls_ca=settings.tls_ca,
+            workspace=settings.workspace,
+            patience_s=1.0,
+        ) as client:
+            next(client.search_experiments(), None)
+    except GatewayError as error:
+        return "does not answer" if error.retry else str(error)
+    return "answers"
 
 
 def _spools(directories: list[Path] | None, settings: Settings) -> list[Path]:
     found = []
     for directory in directories or [settings.spool_dir]:
         if directories and not directory.is_dir():
-            Console(stderr=True).print(f"[red]{directory} is no directory[/red]")
-            raise typer.Exit(2)
+            raise fail(f"{directory} is no directory", ExitCode.USAGE)
         found += [path.absolute() for path in spool_files.spools(directory)]
     return found
 
@@ -251,7 +246,3 @@ def _print(reports: list[SpoolReport], *, as_json: bool) -> None:
             report.text or report.spool,
         )
     console.print(table)
-
-
-if __name__ == "__main__":
-    main()
