@@ -12,12 +12,12 @@ from headrace.console import ConsoleCapture
 from headrace.system_keys import MACHINE_KEYS, SYSTEM_KEYS
 from headrace.system_metrics import SystemSampler
 
-from tests.artifacts.conftest import BucketAccess, bucket, open_site
+from tests.artifacts.conftest import BucketAccess, bucket, open_site, server
 from tests.client.database import stored_when
 from tests.client.test_delivery import eventually
 from tests.support.gateway_process import GatewayProcess
 
-__all__ = ["bucket"]
+__all__ = ["bucket", "server"]
 
 FAKE_GPUS = '''
 """Stands in for NVIDIA's library: two GPUs, one of which has no power sensor."""
