@@ -43,6 +43,13 @@ def list_(
     as_json: options.AsJson = False,
 ) -> None:
     """List runs, newest first."""
+    for column in columns or ():
+        if column.partition(".")[0] not in {"params", "tags", "metrics", "summary"}:
+            raise fail(
+                f"--column is {column!r}; it must be params.KEY, tags.KEY, metrics.KEY or "
+                "summary.KEY",
+                ExitCode.USAGE,
+            )
     with connected(address, tls_ca, workspace) as client:
         found = client.search_runs(
             filter_,
@@ -303,12 +310,7 @@ def _cell(run: RunInfo, column: str) -> object:
     if kind == "metrics":
         metric = run.metrics.get(key)
         return None if metric is None else metric.last
-    values = {"params": run.params, "tags": run.tags, "summary": run.summary}.get(kind)
-    if values is None:
-        raise fail(
-            f"--column is {column!r}; it must be params.KEY, tags.KEY, metrics.KEY or summary.KEY",
-            ExitCode.USAGE,
-        )
+    values = {"params": run.params, "tags": run.tags, "summary": run.summary}[kind]
     return values.get(key)
 
 
