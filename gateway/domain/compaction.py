@@ -23,10 +23,10 @@ GOING_ON_POINTS_MIN: Final = 2 * CHUNK_POINTS_MAX
 """Loose points from which a group of a run that goes on is merged: two full chunks."""
 
 LOOKS: Final[tuple[int | None, ...]] = (320, 8_192, None)
-"""How many chunks of a series are looked at while its run goes on: those with the greatest
-steps, among which the new ones of an ordered job are. Where all of them were loose, the series
-came faster than it was merged, and the next number counts; None is all. 320 is a quarter more
-than a merge needs at most."""
+"""How many chunks of a series that were never merged are looked at while its run goes on: those
+with the greatest steps, among which the new ones of an ordered job are. Where all of them are
+loose, the series came faster than it was merged, and the next number counts; None is all. 320
+is a quarter more than a merge needs at most."""
 
 BATCH_CHUNKS_MAX: Final = 8_192
 """Chunks merged by one transaction: at most 512 K points, 17 MB, a fraction of a second."""
@@ -38,7 +38,7 @@ class LooseGroup:
 
     Attributes:
         first_step: the least first step among them.
-        seen_chunks: of the whole series, loose or not.
+        seen_chunks: of the whole series that were never merged, loose or not.
     """
 
     series_id: int

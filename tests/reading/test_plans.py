@@ -89,7 +89,9 @@ async def test_every_query_of_a_read_finds_its_chunks_by_index(
         "chunks_since": (run.run_id, ids, groups, ranks, [1] * 3, [0] * 3, [5] * 3, [9] * 3),
         "cut_summaries": (run.run_id, ids, [1] * 3, [9] * 3),
     }
-    chunk_queries = {name for name, text in _SQL.items() if re.search(r"\bmetric_chunks\b", text)}
+    chunk_queries = {
+        name for name, text in _SQL.items() if re.search(r"\b(metric|stored)_chunks\b", text)
+    }
     assert chunk_queries == set(arguments)
     for name, values in arguments.items():
         found = await plan(connection, _SQL[name].rstrip(";"), *values)

@@ -63,8 +63,8 @@ WHERE run_id = $1;
 SELECT series_id FROM series WHERE run_id = $1 AND series_id > $2 ORDER BY series_id LIMIT $3;
 
 -- name: loose_groups
--- $2 series, $3 of each the chunks with the greatest steps, NULL for all, $4 points of the
--- longest loose chunk
+-- $2 series, $3 of each that many of the chunks that are not merged, those with the
+-- greatest steps, NULL for all, $4 points of the longest loose chunk
 SELECT
     s.series_id,
     c.writer_no,
@@ -78,13 +78,13 @@ CROSS JOIN LATERAL (
     FROM (
         SELECT writer_no, last_sequence, first_step, cardinality(values) AS points
         FROM metric_chunks
-        WHERE run_id = $1 AND series_id = s.series_id
+        WHERE run_id = $1 AND series_id = s.series_id AND last_sequence > 0
         ORDER BY first_step DESC
         LIMIT $3
     ) newest
 ) c
 JOIN writers w ON w.run_id = $1 AND w.writer_no = c.writer_no
-WHERE c.points <= $4 AND c.last_sequence > 0 AND c.last_sequence <= w.compacted_sequence
+WHERE c.points <= $4 AND c.last_sequence <= w.compacted_sequence
 GROUP BY s.series_id, c.writer_no
 ORDER BY s.series_id, c.writer_no;
 
