@@ -1,6 +1,7 @@
 """The command line of the benchmarks: `python -m benchmarks --help`."""
 
 import asyncio
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -97,6 +98,8 @@ SOAK: Final = Scenario(
 )
 
 DEFAULTS: Final = Load()
+WORKERS: Final = min(2, os.cpu_count() or 1)
+"""One process fills a core; the database and the load generator need the rest of the second."""
 LATEST: Final = Path(__file__).parent / "results" / "latest.json"
 
 application = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -130,7 +133,10 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
     soak_minutes: Annotated[
         int, typer.Option(min=0, help="Only a soak of so many minutes.", show_default="no soak")
     ] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Gateway processes.")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Gateway processes.", show_default="2, or 1 on a single core"),
+    ] = WORKERS,
     output: Annotated[
         Path, typer.Option(help="The result; charts go beside it as .png and .svg.")
     ] = LATEST,

@@ -1,6 +1,7 @@
 """Nobody gets past the one interceptor: every method is denied unless a token allows it."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import asyncpg
 import grpc
 import pytest
 from google.protobuf import descriptor_pool
+from headrace.stream_call import StreamCall, StreamOverError
 from headrace.v1 import metric_service_pb2 as metrics_pb
 from headrace.v1 import run_service_pb2 as pb
 from headrace.v1 import run_service_pb2_grpc as pb_grpc
@@ -66,8 +68,9 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
 
 async def call_raw(channel: grpc.aio.Channel, method: str, metadata: Any = None) -> Any:
     """Call a method of any shape with one empty message; return its first answer."""
-    call: Any = channel.stream_stream(method)(metadata=metadata)
-    await call.write(b"")
+    call = StreamCall(channel.stream_stream(method)(metadata=metadata))
+    with contextlib.suppress(StreamOverError):  # refused already: `read` tells why
+        await call.write(b"")
     await call.done_writing()
     return await call.read()
 
