@@ -68,7 +68,7 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
 
 async def call_raw(channel: grpc.aio.Channel, method: str, metadata: Any = None) -> Any:
     """Call a method of any shape with one empty message; return its first answer."""
-    call = StreamCall(channel.stream_stream(method)(metadata=metadata))
+    call: StreamCall[bytes] = StreamCall(channel.stream_stream(method)(metadata=metadata))
     with contextlib.suppress(StreamOverError):  # refused already: `read` tells why
         await call.write(b"")
     await call.done_writing()
