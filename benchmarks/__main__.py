@@ -38,12 +38,12 @@ from benchmarks.tracker import measure_metadata, measure_search
 
 SCENARIOS: Final = (
     # First, in a fresh process: memory that busier scenarios freed would hide the streams.
+    Scenario(name="idle", summary="memory and connections with 1,000 idle streams",
+             measure=measure_idle, rounds_max=1),
     Scenario(name="artifacts", summary="one large file by aioboto3, through the gateway, past it",
              measure=measure_artifacts),
     Scenario(name="ack-artifacts", summary="acknowledgement latency alone and beside 16 uploads",
              measure=measure_acks_beside_artifacts, rounds_max=2),
-    Scenario(name="idle", summary="memory and connections with 1,000 idle streams",
-             measure=measure_idle, rounds_max=1),
     Scenario(name="copy", summary="raw binary COPY of rows, with and without an index",
              measure=measure_copy),
     Scenario(name="raw", summary="64 raw streams, 1,000-point batches, as fast as they go",
