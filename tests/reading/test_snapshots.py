@@ -9,14 +9,14 @@ import asyncpg
 import hypothesis.strategies as st
 import numpy as np
 from headrace.v1 import metric_service_pb2 as pb
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 
 from gateway.domain.policies import RankAggregation
 from gateway.rpc.metric_read import MetricReadService
 from gateway.store import outlines, snapshot
 from gateway.store.reading import MetricReading
 from tests.reading import naive
-from tests.reading.histories import KEYS, Script, scripts, store
+from tests.reading.histories import KEYS, Flush, Script, scripts, store
 from tests.reading.naive import Row
 from tests.reading.reads import read_metrics, rows_of
 
@@ -121,12 +121,34 @@ async def test_every_choice_of_a_read_agrees_with_plain_python(
     assert_same(rows_of(messages), naive.m4(expected, max_points) if max_points else expected)
 
 
+# Of the chunk with steps 1 and 3 only the 3 is read: its least value, that of 1, must
+# not stand for the span, whose least is that of 7.
+CUT_CHUNK = Script(
+    step_policy=1,
+    resume_steps={1: None},
+    exempt_keys=[],
+    flushes=[
+        Flush(
+            rank=0,
+            attempt=1,
+            process=0,
+            chunk_points=2,
+            points=[
+                ("a", 1 + 2 * i, 1_000 + i, value)
+                for i, value in enumerate([-9.0, 1.0, 2.0, -3.0, *[float(n) for n in range(30)]])
+            ],
+        )
+    ],
+)
+
+
 @property_test
 @given(
     script=scripts(),
     max_points=st.sampled_from([4, 8, 20]),
     first_step=st.one_of(st.none(), st.integers(-10, 40)),
 )
+@example(script=CUT_CHUNK, max_points=4, first_step=3)
 async def test_choosing_chunks_by_their_outlines_changes_nothing(
     script: Script,
     max_points: int,
