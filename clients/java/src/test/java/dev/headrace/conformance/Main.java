@@ -8,7 +8,9 @@ import com.google.protobuf.util.JsonFormat;
 import dev.headrace.Client;
 import dev.headrace.ConnectOptions;
 import dev.headrace.v1.WriteMetricsRequest;
+import io.grpc.TlsChannelCredentials;
 import java.io.BufferedReader;
+import java.io.File;
 import java.io.IOException;
 import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
@@ -38,6 +40,11 @@ public final class Main {
     JsonElement scenario = read(options.get("--scenario"));
     ConnectOptions connecting =
         ConnectOptions.DEFAULT.withToken(options.getOrDefault("--token", ""));
+    if (options.containsKey("--tls-ca")) {
+      File authority = new File(options.get("--tls-ca"));
+      connecting =
+          connecting.withTls(TlsChannelCredentials.newBuilder().trustManager(authority).build());
+    }
     String address = options.getOrDefault("--address", Client.DEFAULT_ADDRESS);
     try (Client client = Client.connect(address, connecting)) {
       BufferedReader input =
