@@ -25,8 +25,8 @@ demo: setup ## train 56 real jobs through a gateway on this machine, with faults
 	$(BIN)/python -m examples.demo
 
 .PHONY: test
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+test: setup ## run the tests, two files at a time: each worker has servers of its own
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: faults
 faults: setup ## kill, cut, fill and flood for ten minutes and more, and print what came of it
