@@ -15,6 +15,7 @@ import pytest
 from headrace.cli.gateway import ExitCode
 
 from tests.support.gateway_process import GatewayProcess
+from tests.support.waiting import eventually
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -183,9 +184,7 @@ def test_tail_prints_what_is_committed_until_the_run_ends(
         address=shared_gateway.address, spool_dir=tmp_path / "spool", quiet=True, name="tailed"
     )
     run.log({"loss": 0.0}, 0)
-    with headrace.Client(shared_gateway.address) as client:
-        for _ in client.follow(run.id):
-            break
+    eventually(lambda: run.status().committed_records == 1, "the gateway knows the run")
     following = subprocess.Popen(
         [sys.executable, "-m", "headrace.cli", "tail", run.id, "--json"],
         env={**os.environ, "HEADRACE_ADDRESS": shared_gateway.address},

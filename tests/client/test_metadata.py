@@ -123,7 +123,11 @@ def test_everything_that_is_said_arrives(start: Start, gateway: GatewayProcess) 
     assert run.config["model/layers"] == 4
 
 
-def test_facts_are_found_without_asking(start: Start, gateway: GatewayProcess) -> None:
+def test_facts_are_found_without_asking(
+    start: Start, gateway: GatewayProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What runs the tests may have no file of its own.
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
     run = start()
     run.finish()
     found = stored_run(gateway, run.id)

@@ -131,7 +131,8 @@ class SystemWriter:
                 end = pb.FinishWriter(last_sequence=self._sequence)
                 await call.write(pb.WriteMetricsRequest(finish=end))
                 await call.done_writing()
-            while self._samples and (answer := await read()) is not None:
+            # An acknowledgement of all is not the end of a writer that finishes: its answer is.
+            while (finish or self._samples) and (answer := await read()) is not None:
                 self._committed(answer.ack.committed_sequence)
                 self._committed(answer.finished.committed_sequence)
         finally:
