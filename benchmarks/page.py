@@ -159,19 +159,29 @@ def _crowd(figures: Figures) -> str:
     return table(("", "points/s", "failed", "slowest answer", "database connections"), rows)
 
 
+def _chart(name: str, shows: str, figures: Figures, figure: str) -> str:
+    """Return the link to a chart, if the result has what it shows."""
+    return f"\n![{shows}](charts/{name}.svg)\n" if figure in figures else ""
+
+
 def _streams(figures: Figures) -> str:
-    return table(
-        ("streams", "points/s", "ack p99", "gateway memory", "database connections"),
-        [
-            (
-                f"{streams:,}",
-                shown(figures.get(f"sweep_streams_{streams}_points_per_s")),
-                shown(figures.get(f"sweep_streams_{streams}_ack_p99_ms"), "ms"),
-                shown(figures.get(f"sweep_streams_{streams}_rss_mb"), "MB"),
-                shown(figures.get(f"sweep_streams_{streams}_connections")),
-            )
-            for streams in STREAMS
-        ],
+    shows = "points per second and memory against streams"
+    chart = _chart("streams", shows, figures, "sweep_streams_1_points_per_s")
+    return (
+        table(
+            ("streams", "points/s", "ack p99", "gateway memory", "database connections"),
+            [
+                (
+                    f"{streams:,}",
+                    shown(figures.get(f"sweep_streams_{streams}_points_per_s")),
+                    shown(figures.get(f"sweep_streams_{streams}_ack_p99_ms"), "ms"),
+                    shown(figures.get(f"sweep_streams_{streams}_rss_mb"), "MB"),
+                    shown(figures.get(f"sweep_streams_{streams}_connections")),
+                )
+                for streams in STREAMS
+            ],
+        )
+        + chart
     )
 
 
@@ -190,18 +200,23 @@ def _batches(figures: Figures) -> str:
 
 
 def _offered(figures: Figures) -> str:
-    return table(
-        ("offered points/s", "reached", "ack p50", "ack p99"),
-        [
-            (
-                shown(offered),
-                shown(figures[f"offered_{offered}_points_per_s"]),
-                shown(figures[f"offered_{offered}_ack_p50_ms"], "ms"),
-                shown(figures[f"offered_{offered}_ack_p99_ms"], "ms"),
-            )
-            for offered in OFFERED_POINTS_PER_S
-            if f"offered_{offered}_points_per_s" in figures
-        ],
+    first = f"offered_{OFFERED_POINTS_PER_S[0]}_points_per_s"
+    chart = _chart("offered", "latency against offered load", figures, first)
+    return (
+        table(
+            ("offered points/s", "reached", "ack p50", "ack p99"),
+            [
+                (
+                    shown(offered),
+                    shown(figures[f"offered_{offered}_points_per_s"]),
+                    shown(figures[f"offered_{offered}_ack_p50_ms"], "ms"),
+                    shown(figures[f"offered_{offered}_ack_p99_ms"], "ms"),
+                )
+                for offered in OFFERED_POINTS_PER_S
+                if f"offered_{offered}_points_per_s" in figures
+            ],
+        )
+        + chart
     )
 
 
