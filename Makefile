@@ -53,7 +53,7 @@ peers: setup ## install what --full compares with: MLflow and other trackers, Vi
 		|| echo "SKIPPED victoria-metrics: install that Debian package to compare with it"
 
 .PHONY: compare
-compare: peers ## measure everything beside every peer (15 minutes) and rewrite docs/benchmarks.md
+compare: peers ## measure everything beside every peer and rewrite docs/benchmarks.md
 	$(BIN)/python -m benchmarks --full
 	$(BIN)/python -m benchmarks.page
 

@@ -125,7 +125,7 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
         int, typer.Option(min=1, help="Streams opened to weigh them.")
     ] = DEFAULTS.idle_streams,
     full: Annotated[
-        bool, typer.Option("--full", help="Every scenario, peers included (15 minutes).")
+        bool, typer.Option("--full", help="Every scenario, peers included.")
     ] = False,
     growth_points: Annotated[
         int, typer.Option(min=4, help="Points stored between the measurements of growth.")
@@ -144,7 +144,7 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
 ) -> None:
     """Measure Headrace on this machine, load generator included, beside what else there is.
 
-      python -m benchmarks                       beside raw PostgreSQL, in three minutes
+      python -m benchmarks                       beside raw PostgreSQL
 
       python -m benchmarks --full                beside the peers that `make peers` installs
 
