@@ -124,9 +124,7 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
     idle_streams: Annotated[
         int, typer.Option(min=1, help="Streams opened to weigh them.")
     ] = DEFAULTS.idle_streams,
-    full: Annotated[
-        bool, typer.Option("--full", help="Every scenario, peers included.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Every scenario, peers included.")] = False,
     growth_points: Annotated[
         int, typer.Option(min=4, help="Points stored between the measurements of growth.")
     ] = DEFAULTS.growth_points,
