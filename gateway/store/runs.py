@@ -259,9 +259,16 @@ async def _write(connection: asyncpg.Connection, run_id: UUID, entries: Sequence
 async def _check_parent(
     connection: asyncpg.Connection, run_id: UUID, parent_run_id: UUID | None
 ) -> None:
+    """Refuse a parent that is nested in the run, also when it is being created just now."""
     if parent_run_id is None:
         return
-    if await connection.fetchval(_SQL["is_nested_in"], run_id, parent_run_id):
+    line = await connection.fetchrow(_SQL["line_above"], run_id, parent_run_id)
+    # A line that ends at a run without a parent can never become a ring: parents are
+    # immutable. Others wait for each other; jobs whose parents were there first never do.
+    if line["is_open"]:
+        await connection.execute(_SQL["lock_open_lines"])
+        line = await connection.fetchrow(_SQL["line_above"], run_id, parent_run_id)
+    if line["returns"]:
         raise HeadraceError(
             Reason.FIELD_INVALID,
             f"run {parent_run_id.hex} is itself nested in run {run_id.hex}",

@@ -4,6 +4,7 @@ The calls of the three services stand in one table; a test compares it with the
 contract, so that a new one cannot be left out.
 """
 
+import asyncio
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -233,6 +234,30 @@ async def test_runs_are_nested_to_any_depth_but_never_in_themselves(
         failed = await failure(tracker.runs.CreateRun(ring))
         assert (failed.reason, failed.metadata["field"]) == ("FIELD_INVALID", "parent_run_id")
     assert (await tracker.run(line[-1])).parent_run_id == line[-2]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+async def test_of_runs_that_close_a_ring_at_the_same_moment_one_is_refused(
+    tracker: Tracker, experiment: str, size: int
+) -> None:
+    for _ in range(20):
+        ring = [uuid.uuid4().hex for _ in range(size)]
+        outcomes = await asyncio.gather(
+            *(
+                tracker.runs.CreateRun(
+                    pb.CreateRunRequest(
+                        run_id=run_id, experiment=experiment, parent_run_id=ring[number - 1]
+                    )
+                )
+                for number, run_id in enumerate(ring)
+            ),
+            return_exceptions=True,
+        )
+        (refused,) = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert isinstance(refused, grpc.aio.AioRpcError)
+        assert "is itself nested in" in (refused.details() or "")
+        failed = await failure(tracker.run(ring[outcomes.index(refused)]))
+        assert failed.reason == "RUN_NOT_FOUND"
 
 
 async def test_names_are_held_to_the_pattern_of_the_gateway(

@@ -1267,7 +1267,8 @@ type CreateRunRequest struct {
 	LatePolicy LatePolicy `protobuf:"varint,5,opt,name=late_policy,json=latePolicy,proto3,enum=headrace.v1.LatePolicy" json:"late_policy,omitempty"`
 	// The run this one is nested in, at any depth; empty for none. It need not
 	// exist yet: spools are synced in any order. One that is nested in this run
-	// itself fails with FIELD_INVALID. Immutable.
+	// itself fails with FIELD_INVALID: no runs are nested in each other, also
+	// when they are created at the same moment. Immutable.
 	ParentRunId string `protobuf:"bytes,6,opt,name=parent_run_id,json=parentRunId,proto3" json:"parent_run_id,omitempty"`
 	// When the job started. Default: now.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`

@@ -1535,7 +1535,8 @@ pub struct CreateRunRequest {
     pub late_policy: i32,
     /// The run this one is nested in, at any depth; empty for none. It need not
     /// exist yet: spools are synced in any order. One that is nested in this run
-    /// itself fails with FIELD_INVALID. Immutable.
+    /// itself fails with FIELD_INVALID: no runs are nested in each other, also
+    /// when they are created at the same moment. Immutable.
     #[prost(string, tag = "6")]
     pub parent_run_id: ::prost::alloc::string::String,
     /// When the job started. Default: now.

@@ -7,8 +7,9 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()), $9, $10, $11, $12)
 ON CONFLICT (run_id) DO NOTHING
 RETURNING run_id;
 
--- name: is_nested_in
--- $1 a run, $2 one that it is to be nested in: whether that one is nested in the first.
+-- name: line_above
+-- $1 a run, $2 its parent: whether the line from the parent upwards comes back to the run,
+-- and whether it ends at a run that is not there (yet).
 WITH RECURSIVE above (run_id) AS (
     SELECT $2::uuid
     UNION
@@ -17,7 +18,14 @@ WITH RECURSIVE above (run_id) AS (
     JOIN runs r USING (run_id)
     WHERE r.parent_run_id IS NOT NULL
 )
-SELECT EXISTS (SELECT FROM above WHERE run_id = $1::uuid);
+SELECT
+    bool_or(a.run_id = $1::uuid) AS returns,
+    NOT bool_and(EXISTS (SELECT FROM runs r WHERE r.run_id = a.run_id)) AS is_open
+FROM above a;
+
+-- name: lock_open_lines
+-- One creation at a time; it looks again, and sees what those before it committed.
+SELECT pg_advisory_xact_lock(hashtextextended('headrace: open lines', 0));
 
 -- name: core
 -- $1 runs. One statement, hence one snapshot.

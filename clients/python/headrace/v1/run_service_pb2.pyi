@@ -629,7 +629,8 @@ class CreateRunRequest(google.protobuf.message.Message):
     parent_run_id: builtins.str
     """The run this one is nested in, at any depth; empty for none. It need not
     exist yet: spools are synced in any order. One that is nested in this run
-    itself fails with FIELD_INVALID. Immutable.
+    itself fails with FIELD_INVALID: no runs are nested in each other, also
+    when they are created at the same moment. Immutable.
     """
     user_name: builtins.str
     """Who started the job, at most 250 characters."""

@@ -643,7 +643,8 @@ export type CreateRunRequest = Message<"headrace.v1.CreateRunRequest"> & {
   /**
    * The run this one is nested in, at any depth; empty for none. It need not
    * exist yet: spools are synced in any order. One that is nested in this run
-   * itself fails with FIELD_INVALID. Immutable.
+   * itself fails with FIELD_INVALID: no runs are nested in each other, also
+   * when they are created at the same moment. Immutable.
    *
    * @generated from field: string parent_run_id = 6;
    */
