@@ -27,6 +27,8 @@ SWEEPS_PER_LEASE: Final = 24
 SWEEP_PERIOD_MAX_S: Final = 15.0
 _COMPACTION_PERIOD_MAX_S: Final = 5.0
 _PURGE_PERIOD_S: Final = 60.0
+_RETRY_PERIOD_S: Final = 1.0
+"""The database was away: an hourly job does not wait for its next hour."""
 
 
 def sweep_period_s(lease_s: float) -> float:
@@ -130,10 +132,12 @@ def purge_job(purger: Purger, *, let_go: Callable[[], None]) -> Job:
 
 async def _repeat(job: Job) -> None:
     while True:
+        pause_s = job.period_s
         try:
             await job.do()
         except StoreUnavailableError:
             _LOG.debug("job waits for the database", job=job.name)
+            pause_s = min(pause_s, _RETRY_PERIOD_S)
         except Exception:
             _LOG.exception("job failed", job=job.name)
-        await asyncio.sleep(job.period_s)
+        await asyncio.sleep(pause_s)

@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from gateway.artifacts.wiring import open_artifacts
 from gateway.cli.options import (
@@ -34,6 +34,7 @@ from gateway.upkeep.purger import Purged, Purger
 from gateway.upkeep.throttle import Throttle
 
 _ROWS_SHOWN_MAX = 50
+_ID_DIGITS = 12  # as `headrace runs ls` shows them; enough to name a run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,13 +163,20 @@ def _as_json(outcome: _Outcome, rule: CleanupRule) -> dict[str, Any]:
 
 def _print(outcome: _Outcome, console: Console) -> None:
     plan = outcome.plan
-    table = Table("", "run", "name", "ended", "value", "why")
+    table = Table(
+        "",
+        Column("run", min_width=_ID_DIGITS),
+        Column("name", overflow="fold"),
+        "ended",
+        "value",
+        Column("why", overflow="fold"),
+    )
     rows = [("[red]delete", run, "no reason keeps it") for run in plan.gone]
     rows += [("[green]keep", kept.run, kept.why) for kept in plan.kept]
     for what, run, why in rows[:_ROWS_SHOWN_MAX]:
         ended = "" if run.ended_at is None else run.ended_at.strftime("%Y-%m-%d")
         value = "" if run.value is None else f"{run.value:.6g}"
-        table.add_row(what, run.run_id.hex, run.name, ended, value, why)
+        table.add_row(what, run.run_id.hex[:_ID_DIGITS], run.name, ended, value, why)
     if rows:
         console.print(table)
     if len(rows) > _ROWS_SHOWN_MAX:

@@ -16,6 +16,8 @@ import pytest
 from headrace import artifact_queue as queues
 from headrace import spool_files
 from headrace.artifact_errors import ArtifactError
+from headrace.v1.experiment_service_pb2 import CreateWorkspaceRequest
+from headrace.v1.experiment_service_pb2_grpc import WorkspaceServiceStub
 
 from tests.artifacts.conftest import MIB, Site
 from tests.artifacts.test_faults import until
@@ -412,3 +414,23 @@ def test_the_command_line_puts_gets_lists_verifies_and_removes(
     assert "differs" in call("verify", run_id, "models", "--against", "copy", status=1)
     assert "1 deleted" in call("rm", run_id, "models", "--recursive")
     assert "ARTIFACT_NOT_FOUND" in call("rm", run_id, "models", status=3)
+
+
+def test_files_of_a_run_in_another_workspace_are_stored_and_found_by_its_name(
+    site: Site, spool: Path
+) -> None:
+    WorkspaceServiceStub(site.channel).CreateWorkspace(CreateWorkspaceRequest(name="other"))
+    with headrace.init(
+        address=site.gateway.address, workspace="other", spool_dir=spool, quiet=True
+    ) as run:
+        run.log_text("converged", "notes.txt")
+    with headrace.Client(site.gateway.address, workspace="other") as client:
+        assert client.artifacts(run.id).read("notes.txt") == b"converged"
+        name = client.run(run.id).name
+    for named in (name, run.id[:16]):
+        listed = subprocess.run(
+            [sys.executable, "-m", "headrace.cli", "artifacts", "ls", named, "--json",
+             "--address", site.gateway.address, "--workspace", "other"],
+            capture_output=True, text=True, check=True, timeout=60,
+        ).stdout  # fmt: skip
+        assert json.loads(listed)["path"] == "notes.txt"

@@ -11,6 +11,7 @@ GatewayError. A client may be shared by threads, but not be used across a fork.
 
 from typing import TYPE_CHECKING
 
+from headrace.channel import call_metadata
 from headrace.experiments import ExperimentMethods
 from headrace.exporting import ExportMethods
 from headrace.importing import ImportMethods
@@ -18,7 +19,7 @@ from headrace.settings import load_settings
 
 if TYPE_CHECKING:
     from headrace.artifacts import Artifacts
-    from headrace.transfers import Transfers
+    from headrace.transfers import Direct, Transfers
 
 
 class Client(ExportMethods, ImportMethods, ExperimentMethods):
@@ -49,19 +50,27 @@ class Client(ExportMethods, ImportMethods, ExperimentMethods):
         """
         settings = load_settings(address=address, token=token, tls_ca=tls_ca, workspace=workspace)
         super().__init__(settings, patience_s=patience_s)
-        self._transfers: Transfers | None = None
+        self._transfers: dict[Direct, Transfers] = {}
 
     def close(self) -> None:
         """Close the connection; reads that still run fail."""
-        if self._transfers is not None:
-            self._transfers.close()
+        for transfers in self._transfers.values():
+            transfers.close()
         super().close()
 
-    def artifacts(self, run_id: str) -> "Artifacts":
-        """Return the artifacts of a run: list, download, open, upload, verify, delete."""
+    def artifacts(self, run_id: str, *, direct: "Direct" = "auto") -> "Artifacts":
+        """Return the artifacts of a run: list, download, open, upload, verify, delete.
+
+        Args:
+            run_id: the run.
+            direct: whether bytes go straight to S3: `auto` those of large files, when
+                it can be reached; `always`; `never`.
+        """
         from headrace.artifacts import Artifacts  # noqa: PLC0415 - most readers need none
         from headrace.transfers import Transfers  # noqa: PLC0415
 
-        if self._transfers is None:
-            self._transfers = Transfers(self._channel, token=self._settings.token)
-        return Artifacts(self._transfers, run_id)
+        if direct not in self._transfers:
+            self._transfers[direct] = Transfers(
+                self._channel, metadata=call_metadata(self._settings), direct=direct
+            )
+        return Artifacts(self._transfers[direct], run_id)

@@ -57,7 +57,7 @@ class TransferCalls:
         self,
         channel: grpc.Channel,
         *,
-        token: str = "",
+        metadata: Iterable[tuple[str, str | bytes]] = (),
         parallel: int = 4,
         direct: Direct = "auto",
         patience_s: float = 120.0,
@@ -66,7 +66,7 @@ class TransferCalls:
 
         Args:
             channel: to the gateway; stays the caller's.
-            token: bearer token; empty: none.
+            metadata: what every call carries.
             parallel: parts, or small files, that move at once.
             direct: whether bytes may bypass the gateway. `auto`: those of
                 files of 64 MiB and more, while the S3 server can be reached.
@@ -74,7 +74,7 @@ class TransferCalls:
                 without any success between them.
         """
         self.stub = ArtifactServiceStub(channel)
-        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.metadata = tuple(metadata)
         self._parallel = parallel
         self._direct = direct
         self._direct_works = direct != "never"

@@ -17,7 +17,7 @@ from typing import Final
 from headrace import artifact_queue as queues
 from headrace.artifact_errors import ArtifactError, FileChangedError
 from headrace.artifact_queue import Request
-from headrace.channel import open_blocking_channel
+from headrace.channel import call_metadata, open_blocking_channel
 from headrace.settings import Settings, load_settings
 from headrace.spool_files import Note, claimed
 from headrace.transfer_calls import no_progress
@@ -84,8 +84,9 @@ class Uploader:
         """
         channel = open_blocking_channel(self._settings)
         patience_s = PATIENCE_S if deadline is None else max(0.0, deadline - time.monotonic())
+        metadata = call_metadata(self._settings)
         try:
-            with Transfers(channel, token=self._settings.token, patience_s=patience_s) as transfers:
+            with Transfers(channel, metadata=metadata, patience_s=patience_s) as transfers:
                 return self._run(transfers, once=deadline is not None)
         finally:
             self._note.close()

@@ -29,15 +29,14 @@ from rich.table import Table
 from headrace import artifact_rules as rules
 from headrace.artifact_errors import ArtifactError
 from headrace.artifacts import Artifact, Artifacts
-from headrace.channel import open_blocking_channel
-from headrace.cli.gateway import ExitCode, fail, failures, settings_of
-from headrace.cli.options import Address, TlsCa
-from headrace.transfers import Direct, Transfers
+from headrace.cli import options
+from headrace.cli.gateway import ExitCode, connected, fail
+from headrace.identifiers import is_identifier
+from headrace.transfers import Direct
 from headrace.transfers import Progress as Advance
 
 application = typer.Typer(help="The files of runs.", no_args_is_help=True)
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id: 32 hex digits.")]
 Path_ = Annotated[str, typer.Argument(metavar="PATH", help="The artifact or folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a file.")]
 DirectMode = Annotated[
@@ -48,20 +47,21 @@ DirectMode = Annotated[
 @application.command()
 def put(
     *,
-    run: Run,
+    run: options.RunName,
     source: Annotated[Path, typer.Argument(exists=True, help="A file or a directory.")],
     name: Annotated[
         str | None, typer.Option(help="Path or folder in the run; default: the source's name.")
     ] = None,
-    address: Address = None,
-    tls_ca: TlsCa = None,
+    address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    workspace: options.Workspace = None,
     direct: DirectMode = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Store a file, or every file below a directory. Repeat it to go on after an interruption."""
     total = sum(file.stat().st_size for file, _ in rules.walk(source, ""))
     with (
-        _artifacts(run, address, tls_ca, direct) as artifacts,
+        _artifacts(run, address, tls_ca, workspace, direct) as artifacts,
         _progress("put", total, quiet=as_json) as tell,
     ):
         stored = artifacts.upload(source, name, progress=tell)
@@ -71,18 +71,19 @@ def put(
 @application.command()
 def get(
     *,
-    run: Run,
+    run: options.RunName,
     path: Path_,
     target: Annotated[
         Path | None, typer.Argument(help="Where to; default: the last part of PATH.")
     ] = None,
-    address: Address = None,
-    tls_ca: TlsCa = None,
+    address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    workspace: options.Workspace = None,
     direct: DirectMode = "auto",
 ) -> None:
     """Write an artifact or a folder here, verified. Repeat it to go on after an interruption."""
     with (
-        _artifacts(run, address, tls_ca, direct) as artifacts,
+        _artifacts(run, address, tls_ca, workspace, direct) as artifacts,
         _progress("get", _size(artifacts, path), quiet=False) as tell,
     ):
         written = artifacts.download(path, target, progress=tell)
@@ -92,28 +93,31 @@ def get(
 @application.command("ls")
 def list_(
     *,
-    run: Run,
+    run: options.RunName,
     folder: Annotated[str, typer.Argument(help="Default: the top.")] = "",
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All below.")] = False,
-    address: Address = None,
-    tls_ca: TlsCa = None,
+    address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    workspace: options.Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """List a folder."""
-    with _artifacts(run, address, tls_ca) as artifacts:
+    with _artifacts(run, address, tls_ca, workspace) as artifacts:
         _print(list(artifacts.list(folder, recursive=recursive)), as_json=as_json)
 
 
 @application.command("rm")
 def remove(
-    run: Run,
+    *,
+    run: options.RunName,
     path: Path_,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="A folder.")] = False,
-    address: Address = None,
-    tls_ca: TlsCa = None,
+    address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    workspace: options.Workspace = None,
 ) -> None:
     """Delete an artifact, or a folder with all below it."""
-    with _artifacts(run, address, tls_ca) as artifacts:
+    with _artifacts(run, address, tls_ca, workspace) as artifacts:
         count = artifacts.delete(path, recursive=recursive)
     typer.echo(f"{count} deleted")
 
@@ -121,19 +125,20 @@ def remove(
 @application.command()
 def verify(
     *,
-    run: Run,
+    run: options.RunName,
     path: Annotated[str, typer.Argument(help="An artifact or folder; default: all.")] = "",
     against: Annotated[
         Path | None,
         typer.Option(help="Compare with this local file or directory instead of reading S3."),
     ] = None,
-    address: Address = None,
-    tls_ca: TlsCa = None,
+    address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    workspace: options.Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every byte against its digest. Exits with 1 if anything differs."""
     bad = 0
-    with _artifacts(run, address, tls_ca) as artifacts:
+    with _artifacts(run, address, tls_ca, workspace) as artifacts:
         entries = _entries(artifacts, path)
         quiet = as_json or against is not None
         with _progress("verify", sum(entry.size for entry in entries), quiet=quiet) as tell:
@@ -184,19 +189,20 @@ def _size(artifacts: Artifacts, path: str) -> int:
 
 @contextlib.contextmanager
 def _artifacts(
-    run: str, address: str | None, tls_ca: str | None, direct: str = "auto"
+    run: str,
+    address: str | None,
+    tls_ca: str | None,
+    workspace: str | None,
+    direct: str = "auto",
 ) -> Iterator[Artifacts]:
     """Yield a run's artifacts; failures become one line and an exit status."""
     modes: dict[str, Direct] = {"auto": "auto", "always": "always", "never": "never"}
     if direct not in modes:
         raise fail(f"--direct is {direct!r}; it must be one of {sorted(modes)}", ExitCode.USAGE)
-    settings = settings_of(address, tls_ca)
-    with (
-        failures(settings.address),
-        contextlib.closing(open_blocking_channel(settings)) as channel,
-        Transfers(channel, token=settings.token, direct=modes[direct]) as transfers,
-    ):
-        yield Artifacts(transfers, run)
+    with connected(address, tls_ca, workspace) as client:
+        # Of a whole id nothing is asked: transfers are more patient than look-ups.
+        run_id = run if is_identifier(run) else client.find_run(run).run_id
+        yield client.artifacts(run_id, direct=modes[direct])
 
 
 @contextlib.contextmanager
