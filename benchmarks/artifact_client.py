@@ -1,7 +1,8 @@
 """A process that uploads one file once, or several again and again; prints what it did as JSON.
 
     python -m benchmarks.artifact_client aioboto3|gateway|direct FILE     once, timed
-    python -m benchmarks.artifact_client busy FILE…      each in a thread, until its input closes
+    python -m benchmarks.artifact_client busy-gateway|busy-s3 FILE…
+        again and again, each in a thread, until its input closes
 
 Addresses and credentials come in the environment (see `artifacts.py`). All
 ways read the same file, cut it into the same parts and send as many at a time.
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +40,7 @@ def renew(path: Path) -> None:
             file.write(random.randbytes(16))
 
 
-async def upload_by_aioboto3(path: Path, size: int) -> None:
+async def upload_by_aioboto3(path: Path, size: int, *, parallel: int = PARALLEL) -> None:
     """Upload as anybody would without a gateway: aioboto3 with its defaults, parts in parallel."""
     bucket, key = os.environ["HEADRACE_GATEWAY_S3_BUCKET"], f"plain/{uuid.uuid4().hex}"
     async with aioboto3.Session().client(
@@ -51,7 +53,7 @@ async def upload_by_aioboto3(path: Path, size: int) -> None:
     ) as s3:
         answer = await s3.create_multipart_upload(Bucket=bucket, Key=key)
         upload_id = answer["UploadId"]
-        turn = asyncio.Semaphore(PARALLEL)
+        turn = asyncio.Semaphore(parallel)
 
         def read(number: int) -> bytes:
             offset, length = rules.part_range(size, number)
@@ -98,21 +100,27 @@ def upload_once(mode: str, path: Path) -> dict[str, float]:
         return {"bytes": path.stat().st_size, "seconds": time.perf_counter() - started}
 
 
-def stay_busy(paths: list[Path]) -> dict[str, float]:
+def stay_busy(mode: str, paths: list[Path]) -> dict[str, float]:
     """Upload every file again and again, each in a thread, until standard input closes."""
     over = threading.Event()
     sent = [0] * len(paths)
 
+    def again(index: int, upload: Callable[[Path], object]) -> None:
+        while not over.is_set():
+            renew(paths[index])
+            upload(paths[index])
+            sent[index] += paths[index].stat().st_size
+
     def work(index: int) -> None:
+        if mode == "busy-s3":
+            again(index, lambda path: asyncio.run(upload_by_aioboto3(path, path.stat().st_size, parallel=1)))
+            return
         with (
             grpc.insecure_channel(os.environ["BENCHMARK_ADDRESS"]) as channel,
             Transfers(channel, direct="never", parallel=1) as transfers,
         ):
             run_id = create_run(channel)
-            while not over.is_set():
-                renew(paths[index])
-                transfers.upload(run_id, paths[index], f"file-{index}")
-                sent[index] += paths[index].stat().st_size
+            again(index, lambda path: transfers.upload(run_id, path, f"file-{index}"))
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(paths))]
     started = time.perf_counter()
@@ -131,7 +139,8 @@ def main() -> None:
     """Do what the arguments say and print the result."""
     mode, *files = sys.argv[1:]
     paths = [Path(file) for file in files]
-    print(json.dumps(stay_busy(paths) if mode == "busy" else upload_once(mode, paths[0])))
+    busy = mode.startswith("busy-")
+    print(json.dumps(stay_busy(mode, paths) if busy else upload_once(mode, paths[0])))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,15 @@ async def keys(artifacts: Artifacts, namespace: str) -> list[str]:
     return found
 
 
+async def lists_uploads_below_a_prefix(artifacts: Artifacts) -> bool:
+    """Whether the server does; MinIO lists those of one whole key."""
+    folder = f"{artifacts.bucket.key_prefix}listed/"
+    begun = await artifacts.bucket.begin_multipart(f"{folder}x", content_type="text/plain")
+    found = [item async for page in artifacts.bucket.list_multiparts(folder) for item in page]
+    await artifacts.bucket.abort_multipart(f"{folder}x", begun)
+    return bool(found)
+
+
 async def store(artifacts: Artifacts, where: Target, data: bytes) -> None:
     await artifacts.uploads.put_small(where, content_of(data), chunks(data))
 
@@ -97,6 +106,8 @@ async def test_replaced_content_is_deleted(parts: Parts) -> None:
 
 async def test_an_expired_upload_is_ended_with_its_parts(parts: Parts) -> None:
     artifacts, database = parts
+    if not await lists_uploads_below_a_prefix(artifacts):
+        pytest.skip("this S3 server lists the unfinished uploads of one key only, not of a prefix")
     data = bytes(20 * MIB)
     begun = await artifacts.uploads.begin(await target(database, "a"), content_of(data))
     upload = begun.upload  # type: ignore[union-attr]
@@ -138,7 +149,8 @@ async def test_the_reconciler_shows_orphans_and_spares_what_is_under_way(parts: 
     young = await artifacts.cleanup.reconcile(dry_run=True, older_than_s=3_600)
     assert (young.orphan_object_count, young.orphan_upload_count) == (0, 0)
     shown = await artifacts.cleanup.reconcile(dry_run=True, older_than_s=-60)
-    assert (shown.orphan_objects, shown.orphan_uploads) == ((orphan,), (lost,))
+    lost_uploads = (lost,) if await lists_uploads_below_a_prefix(artifacts) else ()
+    assert (shown.orphan_objects, shown.orphan_uploads) == ((orphan,), lost_uploads)
     assert shown.missing_object_count == 0
     assert await artifacts.bucket.size(orphan) is not None
     removed = await artifacts.cleanup.reconcile(dry_run=False, older_than_s=-60)

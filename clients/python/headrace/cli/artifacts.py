@@ -7,10 +7,12 @@ headrace artifacts ls RUN --recursive --json
 
 import contextlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -36,6 +38,8 @@ from headrace.transfers import Direct
 from headrace.transfers import Progress as Advance
 
 application = typer.Typer(help="The files of runs.", no_args_is_help=True)
+
+_INTERRUPTED: Final = 128 + signal.SIGINT  # a shell's status of what Ctrl-C ended
 
 Path_ = Annotated[str, typer.Argument(metavar="PATH", help="The artifact or folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a file.")]
@@ -215,9 +219,28 @@ def _progress(verb: str, total: int, *, quiet: bool) -> Iterator[Advance]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+    with (
+        Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar,
+        _interruptible(bar, "" if verb == "verify" else "; the same command goes on from here"),
+    ):
         task = bar.add_task(verb, total=total)
         yield lambda more: bar.advance(task, more)
+
+
+@contextlib.contextmanager
+def _interruptible(bar: Progress, advice: str) -> Iterator[None]:
+    """Let Ctrl-C end the process at once, without waiting for what its threads send or read."""
+
+    def end(*_: object) -> None:
+        bar.stop()  # shows the cursor again
+        os.write(2, f"headrace: interrupted{advice}\n".encode())
+        os._exit(_INTERRUPTED)  # as safe as a kill, which transfers outlive
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _print(entries: list[Artifact], *, as_json: bool) -> None:
