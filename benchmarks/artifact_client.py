@@ -100,6 +100,11 @@ def upload_once(mode: str, path: Path) -> dict[str, float]:
         return {"bytes": path.stat().st_size, "seconds": time.perf_counter() - started}
 
 
+def upload_past_the_gateway(path: Path) -> None:
+    """Upload a file by aioboto3, part by part."""
+    asyncio.run(upload_by_aioboto3(path, path.stat().st_size, parallel=1))
+
+
 def stay_busy(mode: str, paths: list[Path]) -> dict[str, float]:
     """Upload every file again and again, each in a thread, until standard input closes."""
     over = threading.Event()
@@ -113,7 +118,7 @@ def stay_busy(mode: str, paths: list[Path]) -> dict[str, float]:
 
     def work(index: int) -> None:
         if mode == "busy-s3":
-            again(index, lambda path: asyncio.run(upload_by_aioboto3(path, path.stat().st_size, parallel=1)))
+            again(index, upload_past_the_gateway)
             return
         with (
             grpc.insecure_channel(os.environ["BENCHMARK_ADDRESS"]) as channel,

@@ -19,6 +19,7 @@ import structlog
 
 from gateway.blobs.bucket import Bucket, StoredObject
 from gateway.domain.errors import HeadraceError
+from gateway.store.artifact_leftovers import ArtifactLeftovers
 from gateway.store.artifacts import ArtifactStore
 from gateway.telemetry import METRICS
 
@@ -53,10 +54,17 @@ class Cleanup:
     """Deletes what the manifest no longer needs."""
 
     def __init__(
-        self, store: ArtifactStore, bucket: Bucket, *, namespace: str, upload_expiry_s: float
+        self,
+        store: ArtifactStore,
+        leftovers: ArtifactLeftovers,
+        bucket: Bucket,
+        *,
+        namespace: str,
+        upload_expiry_s: float,
     ) -> None:
         """Keep the parts; uploads without progress for `upload_expiry_s` are ended."""
         self._store = store
+        self._leftovers = leftovers
         self._bucket = bucket
         self._prefix = f"{bucket.key_prefix}{namespace}/"
         self._upload_expiry_s = upload_expiry_s
@@ -82,7 +90,7 @@ class Cleanup:
 
     async def sweep(self) -> int:
         """End expired uploads, delete what is due; return how many objects were deleted."""
-        while expired := await self._store.list_expired_uploads(
+        while expired := await self._leftovers.list_expired_uploads(
             older_than_s=self._upload_expiry_s, count_max=_PAGE
         ):
             for upload in expired:
@@ -90,12 +98,12 @@ class Cleanup:
                     METRICS.artifact_uploads_expired.inc()
                     _LOG.info("upload expired", run=upload.run_id.hex, path=upload.path)
         deleted, after = 0, ""
-        while due := await self._store.list_deletions(after=after, count_max=_PAGE):
+        while due := await self._leftovers.list_deletions(after=after, count_max=_PAGE):
             for item in due:
                 if item.s3_upload_id is not None:
                     await self._bucket.abort_multipart(item.object_key, item.s3_upload_id)
                 await self._bucket.delete(item.object_key)
-                await self._store.deleted(item.object_key)
+                await self._leftovers.deleted(item.object_key)
                 deleted += 1
             after = due[-1].object_key
         return deleted
@@ -146,7 +154,7 @@ class Cleanup:
     async def _unknown(self, items: list[StoredObject]) -> list[StoredObject]:
         """Return the objects, and the multipart uploads, that no row stands for."""
         keys = [item.key for item in items]
-        known, ids = await self._store.known_keys(keys), await self._store.upload_ids(keys)
+        known, ids = await self._leftovers.known_keys(keys), await self._leftovers.upload_ids(keys)
         return [
             item
             for item in items
@@ -162,7 +170,7 @@ class Cleanup:
     async def _missing(self) -> tuple[tuple[str, ...], int]:
         named: list[str] = []
         count, after = 0, ""
-        while page := await self._store.list_blob_keys(after=after, count_max=_PAGE):
+        while page := await self._leftovers.list_blob_keys(after=after, count_max=_PAGE):
             for key, size in page:
                 if await self._bucket.size(key) != size:
                     count += 1

@@ -9,8 +9,10 @@ from gateway.artifacts.cleanup import Cleanup
 from gateway.artifacts.downloads import Downloads
 from gateway.artifacts.slots import Admission, Slots
 from gateway.artifacts.uploads import Uploads
-from gateway.blobs.bucket import Bucket, BucketSettings
+from gateway.blobs.bucket import Bucket
+from gateway.blobs.clients import BucketSettings
 from gateway.config import Settings
+from gateway.store.artifact_leftovers import ArtifactLeftovers
 from gateway.store.artifacts import ArtifactStore
 from gateway.store.connections import Database
 from gateway.telemetry import METRICS
@@ -98,6 +100,7 @@ async def open_artifacts(settings: Settings, database: Database) -> AsyncIterato
             ),
             cleanup=Cleanup(
                 store,
+                ArtifactLeftovers(database),
                 bucket,
                 namespace=namespace,
                 upload_expiry_s=settings.artifact_upload_expiry_s,

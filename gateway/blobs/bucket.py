@@ -5,7 +5,7 @@ operation either succeeds or raises a HeadraceError (see `gateway.blobs.errors`)
 Requests with a streamed body are tried once, since their bytes are gone; all
 others are retried by botocore, three times in all. Time limits are on progress:
 S3 must accept or produce something every `stall_timeout_s`, whatever a whole
-transfer takes. Data and control requests have connections of their own.
+transfer takes.
 """
 
 import asyncio
@@ -18,54 +18,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from botocore.exceptions import ClientError
 
 from gateway.blobs.body import Body
+from gateway.blobs.clients import BucketSettings, Clients, open_clients
 from gateway.blobs.errors import BlobMissingError, UploadForgottenError, translate
 from gateway.domain.artifacts import DOWNLOAD_CHUNK_BYTES
 from gateway.domain.errors import HeadraceError, Reason
 
-_CONNECT_TIMEOUT_S: Final = 5.0
-_CONTROL_CONNECTIONS: Final = 16
-_UNSIGNED_BODY: Final = {"payload_signing_enabled": False}
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BucketSettings:
-    """Which bucket, and how to reach it.
-
-    Attributes:
-        bucket: its name.
-        endpoint_url: of a server other than AWS.
-        public_endpoint_url: how clients reach the server, when it differs.
-        region: the bucket's.
-        addressing_style: `path` for most servers that are not AWS.
-        access_key_id: None leaves credentials to the standard AWS chain.
-        secret_access_key: goes with it.
-        key_prefix: of every key; empty, or ending in `/`.
-        server_side_encryption: `AES256`, `aws:kms` or None for the bucket's default.
-        kms_key_id: for `aws:kms`.
-        storage_class: for example `STANDARD_IA`; None for the bucket's default.
-        connections_max: for bytes; control requests have 16 more.
-        stall_timeout_s: without progress, a transfer is given up.
-    """
-
-    bucket: str
-    endpoint_url: str | None = None
-    public_endpoint_url: str | None = None
-    region: str = "us-east-1"
-    addressing_style: Literal["path", "virtual"] = "virtual"
-    access_key_id: str | None = None
-    secret_access_key: str | None = None
-    key_prefix: str = ""
-    server_side_encryption: str | None = None
-    kms_key_id: str | None = None
-    storage_class: str | None = None
-    connections_max: int = 96
-    stall_timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +55,7 @@ class Bucket:
     def __init__(self, settings: BucketSettings) -> None:
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
-        self._control: Any = None
-        self._data: Any = None
-        self._signer: Any = None
+        self._clients: Clients
         self._checks_sha256: bool | None = None
         self._probe_lock = asyncio.Lock()
 
@@ -109,42 +70,7 @@ class Bucket:
         return self._settings.key_prefix
 
     async def __aenter__(self) -> Self:
-        # Here: a third of a gateway's start, of no use to one without a bucket.
-        import aioboto3  # noqa: PLC0415
-        from aiobotocore.config import AioConfig  # noqa: PLC0415
-
-        settings = self._settings
-        session = aioboto3.Session()
-
-        async def client(endpoint_url: str | None, *, connections: int, tries: int) -> Any:
-            config = AioConfig(
-                signature_version="s3v4",
-                connect_timeout=_CONNECT_TIMEOUT_S,
-                read_timeout=settings.stall_timeout_s,
-                max_pool_connections=connections,
-                retries={"total_max_attempts": tries, "mode": "standard"},
-                # We send SHA-256 where it counts; CRC32 of every body would cost a pass.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                s3={"addressing_style": settings.addressing_style, **_UNSIGNED_BODY},
-            )
-            return await self._stack.enter_async_context(
-                session.client(
-                    "s3",
-                    region_name=settings.region,
-                    endpoint_url=endpoint_url,
-                    aws_access_key_id=settings.access_key_id,
-                    aws_secret_access_key=settings.secret_access_key,
-                    config=config,
-                )
-            )
-
-        endpoint = settings.endpoint_url
-        self._control = await client(endpoint, connections=_CONTROL_CONNECTIONS, tries=3)
-        self._data = await client(endpoint, connections=settings.connections_max, tries=1)
-        self._signer = self._control
-        if settings.public_endpoint_url is not None:
-            self._signer = await client(settings.public_endpoint_url, connections=1, tries=1)
+        self._clients = await self._stack.enter_async_context(open_clients(self._settings))
         return self
 
     async def __aexit__(
@@ -185,7 +111,7 @@ class Bucket:
         """Begin a multipart upload and return S3's id of it."""
         answer = await self._call(
             "CreateMultipartUpload",
-            self._control.create_multipart_upload(
+            self._clients.control.create_multipart_upload(
                 Bucket=self.name,
                 Key=key,
                 ContentType=content_type,
@@ -235,7 +161,7 @@ class Bucket:
         while True:
             answer = await self._call(
                 "ListParts",
-                self._control.list_parts(
+                self._clients.control.list_parts(
                     Bucket=self.name, Key=key, UploadId=s3_upload_id, **marker
                 ),
             )
@@ -274,7 +200,7 @@ class Bucket:
         ]
         await self._call(
             "CompleteMultipartUpload",
-            self._control.complete_multipart_upload(
+            self._clients.control.complete_multipart_upload(
                 Bucket=self.name, Key=key, UploadId=s3_upload_id, MultipartUpload={"Parts": listed}
             ),
         )
@@ -284,7 +210,7 @@ class Bucket:
         with contextlib.suppress(UploadForgottenError, BlobMissingError):
             await self._call(
                 "AbortMultipartUpload",
-                self._control.abort_multipart_upload(
+                self._clients.control.abort_multipart_upload(
                     Bucket=self.name, Key=key, UploadId=s3_upload_id
                 ),
             )
@@ -292,7 +218,9 @@ class Bucket:
     async def delete(self, key: str) -> None:
         """Delete an object. A missing one is no error."""
         with contextlib.suppress(BlobMissingError):
-            await self._call("DeleteObject", self._control.delete_object(Bucket=self.name, Key=key))
+            await self._call(
+                "DeleteObject", self._clients.control.delete_object(Bucket=self.name, Key=key)
+            )
 
     # ---- reading ------------------------------------------------------------
 
@@ -300,7 +228,7 @@ class Bucket:
         """Return the object's size in bytes; None when there is none."""
         try:
             answer = await self._call(
-                "HeadObject", self._control.head_object(Bucket=self.name, Key=key)
+                "HeadObject", self._clients.control.head_object(Bucket=self.name, Key=key)
             )
         except BlobMissingError:
             return None
@@ -322,7 +250,7 @@ class Bucket:
             return
         answer = await self._call(
             "GetObject",
-            self._data.get_object(
+            self._clients.data.get_object(
                 Bucket=self.name, Key=key, Range=f"bytes={offset}-{offset + length - 1}"
             ),
         )
@@ -349,7 +277,7 @@ class Bucket:
         while True:
             answer = await self._call(
                 "ListObjectsV2",
-                self._control.list_objects_v2(Bucket=self.name, Prefix=prefix, **token),
+                self._clients.control.list_objects_v2(Bucket=self.name, Prefix=prefix, **token),
             )
             yield [
                 StoredObject(key=item["Key"], modified_at=item["LastModified"])
@@ -366,7 +294,9 @@ class Bucket:
             try:
                 answer = await self._call(
                     "ListMultipartUploads",
-                    self._control.list_multipart_uploads(Bucket=self.name, Prefix=prefix, **marker),
+                    self._clients.control.list_multipart_uploads(
+                        Bucket=self.name, Prefix=prefix, **marker
+                    ),
                 )
             except UploadForgottenError:  # rclone's way to say that there never was one
                 return
@@ -390,7 +320,7 @@ class Bucket:
     ) -> tuple[str, dict[str, str]]:
         """Return the URL and the headers of a PUT that stores exactly this part."""
         checksum = base64.b64encode(sha256).decode()
-        url: str = await self._signer.generate_presigned_url(
+        url: str = await self._clients.signer.generate_presigned_url(
             "upload_part",
             Params={
                 "Bucket": self.name,
@@ -405,7 +335,7 @@ class Bucket:
 
     async def sign_get(self, key: str, *, expires_s: int) -> str:
         """Return the URL of a GET of the object; it takes Range headers."""
-        url: str = await self._signer.generate_presigned_url(
+        url: str = await self._clients.signer.generate_presigned_url(
             "get_object", Params={"Bucket": self.name, "Key": key}, ExpiresIn=expires_s
         )
         return url
@@ -428,7 +358,7 @@ class Bucket:
         try:
             await self._call(
                 "PutObject",
-                self._control.put_object(
+                self._clients.control.put_object(
                     Bucket=self.name,
                     Key=key,
                     Body=b"checksum probe",
@@ -449,7 +379,9 @@ class Bucket:
             HeadraceError: the bucket does not exist or may not be seen.
         """
         try:
-            answer = await self._call("HeadBucket", self._control.head_bucket(Bucket=self.name))
+            answer = await self._call(
+                "HeadBucket", self._clients.control.head_bucket(Bucket=self.name)
+            )
         except BlobMissingError as error:
             missing = ClientError({"Error": {"Code": "NoSuchBucket"}}, "HeadBucket")
             raise translate(missing, operation="HeadBucket", bucket=self.name) from error
@@ -485,7 +417,7 @@ class Bucket:
                     pass
             async with asyncio.timeout(self._settings.stall_timeout_s) as timeout:
                 body.watch(timeout, self._settings.stall_timeout_s)
-                return await getattr(self._data, method)(
+                return await getattr(self._clients.data, method)(
                     Bucket=self.name,
                     Body=body if size else b"",
                     ContentLength=size,

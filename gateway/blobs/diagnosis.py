@@ -11,7 +11,8 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Final
 
-from gateway.blobs.bucket import Bucket, BucketSettings
+from gateway.blobs.bucket import Bucket
+from gateway.blobs.clients import BucketSettings
 from gateway.blobs.errors import translate
 from gateway.domain.errors import HeadraceError
 from gateway.domain.findings import Finding, Health, good

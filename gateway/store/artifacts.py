@@ -73,25 +73,6 @@ class Upload:
     etags: Mapping[int, str]  # of the parts that came through a gateway
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpiredUpload:
-    """An upload without progress for too long."""
-
-    run_id: UUID
-    upload_id: UUID
-    path: str
-    size: int
-    object_key: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deletion:
-    """An object to delete, and a multipart upload to abort, if any."""
-
-    object_key: str
-    s3_upload_id: str | None
-
-
 class ArtifactStore:
     """Reads and changes the manifest."""
 
@@ -278,14 +259,6 @@ class ArtifactStore:
             await connection.execute(_SQL["put_deletion"], row["object_key"], row["s3_upload_id"])
             return True
 
-    async def list_expired_uploads(
-        self, *, older_than_s: float, count_max: int
-    ) -> list[ExpiredUpload]:
-        """Return uploads that made no progress for that many seconds, oldest first."""
-        async with self._database.query() as connection:
-            rows = await connection.fetch(_SQL["list_expired_uploads"], older_than_s, count_max)
-        return [ExpiredUpload(**row) for row in rows]
-
     # ---- reading ------------------------------------------------------------
 
     async def get(self, workspace_id: int, run_id: UUID, path: str) -> StoredArtifact:
@@ -394,38 +367,6 @@ class ArtifactStore:
             if not rows:
                 break
             yield len(rows)
-
-    async def list_deletions(self, *, after: str, count_max: int) -> list[Deletion]:
-        """Return objects to delete from S3, by key, from the first key greater than `after`."""
-        async with self._database.query() as connection:
-            rows = await connection.fetch(_SQL["list_deletions"], after, count_max)
-        return [Deletion(**row) for row in rows]
-
-    async def deleted(self, object_key: str) -> None:
-        """Note that S3 no longer has the object."""
-        async with self._database.query() as connection:
-            await connection.execute(_SQL["delete_deletion"], object_key)
-
-    async def known_keys(self, object_keys: list[str]) -> set[str]:
-        """Return which of the keys belong to a blob or an upload."""
-        async with self._database.query() as connection:
-            rows = await connection.fetch(_SQL["list_known_keys"], object_keys)
-        return {row["object_key"] for row in rows}
-
-    async def upload_ids(self, object_keys: list[str]) -> dict[str, str | None]:
-        """Return, of those keys that are being uploaded to, the S3 ids that count.
-
-        None while S3 has not named the upload: any of its ids may become the one.
-        """
-        async with self._database.query() as connection:
-            rows = await connection.fetch(_SQL["list_upload_ids"], object_keys)
-        return {row["object_key"]: row["s3_upload_id"] for row in rows}
-
-    async def list_blob_keys(self, *, after: str, count_max: int) -> list[tuple[str, int]]:
-        """Return (key, size in bytes) of stored content, ordered by key."""
-        async with self._database.query() as connection:
-            rows = await connection.fetch(_SQL["list_blob_keys"], after, count_max)
-        return [(row["object_key"], row["size"]) for row in rows]
 
     # ---- within a transaction -----------------------------------------------
 
