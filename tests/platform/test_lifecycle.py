@@ -230,11 +230,14 @@ async def test_an_embedded_store_that_dies_is_started_again(tmp_path: Path) -> N
         postmaster.kill()
         async with grpc.aio.insecure_channel(gateway.address) as channel:
             stub: Any = pb_grpc.RunServiceStub(channel)
-            async with asyncio.timeout(60):
-                while True:
-                    with contextlib.suppress(grpc.aio.AioRpcError):
-                        await stub.CreateRun(pb.CreateRunRequest(run_id=uuid4().hex))
-                        break
+
+            async def answers() -> bool:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await stub.CreateRun(pb.CreateRunRequest(run_id=uuid4().hex))
+                    return True
+                return False
+
+            await eventually_async(answers)
         assert gateway.terminate() == 0
 
 
