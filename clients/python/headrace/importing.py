@@ -59,11 +59,16 @@ class ImportMethods(RunMethods):
 
         Raises:
             HeadraceError: the file was not written by `export_run`.
+            OSError: it cannot be read.
             GatewayError: RUN_EXISTS, RUN_PURGED, EXPERIMENT_DELETED, …
             ImportError: pyarrow is not installed.
         """
         _, parquet = arrow()
-        with parquet.ParquetFile(Path(path)) as file:
+        try:
+            file = parquet.ParquetFile(Path(path))
+        except ValueError as error:  # what pyarrow's ArrowInvalid is
+            raise HeadraceError(f"{path} is no Parquet file: {error}") from error
+        with file:
             run = _run_of(file, Path(path))
             if new_id:
                 run.run_id = new_identifier()

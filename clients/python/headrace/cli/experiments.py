@@ -1,4 +1,4 @@
-"""`headrace experiments`: list, create, show, rename, tag, delete, restore and export.
+"""`headrace experiments`: list, create, show, rename, delete, restore and export.
 
 headrace experiments create search/ranker/lambdamart --description "…" --tag owner=ada
 headrace experiments ls --filter "name LIKE 'search/%'"

@@ -14,7 +14,7 @@ import typer
 
 from headrace.cli import options
 from headrace.client import Client
-from headrace.errors import ConfigurationError, GatewayError
+from headrace.errors import ConfigurationError, GatewayError, HeadraceError
 from headrace.settings import Settings, load_settings
 
 PATIENCE_S: Final = 5.0
@@ -78,6 +78,8 @@ def failures(address: str = "") -> Iterator[None]:
         raise fail(str(error), ExitCode.FAILED) from None
     except GatewayError as error:
         raise fail(_explained(error, address), _CODES.get(error.reason, ExitCode.FAILED)) from None
+    except HeadraceError as error:
+        raise fail(str(error), ExitCode.FAILED) from None
     except BrokenPipeError:  # `headrace runs ls | head`
         sys.stderr.close()
         raise typer.Exit(ExitCode.DONE) from None
