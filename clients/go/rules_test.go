@@ -2,6 +2,7 @@ package headrace
 
 import (
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -103,5 +104,35 @@ func TestEveryReasonOfTheContractHasARemedy(t *testing.T) {
 		if expected := retried[reason]; failure.retry() != expected {
 			t.Errorf("%s: %v; expected %v", reason, failure.retry(), expected)
 		}
+	}
+}
+
+func TestPointsOfKeysBeyondTheLastAreToldOfBeforeTheyAreSentAndNotByLog(t *testing.T) {
+	var told []Rejection
+	writer := &Writer{
+		options: WriterOptions{
+			WindowPoints: 1 << 20,
+			OnRejection:  func(rejection Rejection) { told = append(told, rejection) },
+		},
+		wake:    make(chan struct{}, 1),
+		backlog: backlog{batchPointsMax: recordPointsMax},
+		keys:    make(map[string]uint32),
+	}
+	for i := range keysMax {
+		writer.define(strconv.Itoa(i))
+	}
+	for step := range int64(2) {
+		if err := writer.Log(step, map[string]float64{"0": 1, "one more": 2}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(told) > 0 {
+		t.Fatal("Log called back")
+	}
+	writer.tellRefused()
+	writer.tellRefused()
+	if len(told) != 1 || told[0].Reason != ReasonKeysExhausted || told[0].Key != "one more" ||
+		told[0].Points != 2 || told[0].Step != 0 || told[0].Sequence != 2 {
+		t.Fatal(told)
 	}
 }

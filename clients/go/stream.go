@@ -76,7 +76,7 @@ func (w *Writer) converse(ctx context.Context) ending {
 		}
 	}()
 	moving := func() bool { return moveAfterMs.Load() >= 0 }
-	err = w.send(ctx, stream, next, heartbeat*2/3, moving, over)
+	err = w.send(stream, next, heartbeat*2/3, moving, over)
 	if err == nil {
 		_ = stream.CloseSend()
 		err = <-over
@@ -94,7 +94,6 @@ func (w *Writer) converse(ctx context.Context) ending {
 // send sends keys and batches from record next on. It returns nil when there is
 // nothing more to send on this stream, and what over delivers when it broke.
 func (w *Writer) send(
-	ctx context.Context,
 	stream writeStream,
 	next uint64,
 	heartbeat time.Duration,
@@ -110,6 +109,7 @@ func (w *Writer) send(
 			return nil
 		}
 		batch, names, finish, wait := w.next(next, keysSent)
+		w.tellRefused()
 		for len(names) > 0 {
 			count := min(len(names), keysPerMessage)
 			definitions := make([]*pb.KeyDefinition, count)
@@ -157,8 +157,6 @@ func (w *Writer) send(
 		case <-timer.C:
 		case err := <-over:
 			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
 		}
 	}
 }
@@ -223,8 +221,8 @@ func (w *Writer) progress(committed uint64, counters *pb.WriterCounters, samples
 	w.mutex.Unlock()
 	for _, sample := range samples {
 		// What stands at or below the known watermark came with an earlier ack.
-		if sample.GetSequence() > known && w.options.OnRejection != nil {
-			w.options.OnRejection(rejectionOf(sample))
+		if sample.GetSequence() > known {
+			w.tell(rejectionOf(sample))
 		}
 	}
 	w.mutex.Lock()

@@ -100,12 +100,15 @@ type Writer struct {
 	wake    chan struct{} // the sender looks again
 	done    chan struct{} // the writer's goroutine has ended
 
+	telling sync.Mutex // held while OnRejection runs
+
 	mutex     sync.Mutex
 	changed   chan struct{} // closed and replaced when something below changes
 	backlog   backlog
 	keys      map[string]uint32
-	names     []string // by index
-	flushTo   uint64   // records up to it do not linger
+	names     []string  // by index
+	flushTo   uint64    // records up to it do not linger
+	refused   Rejection // points without an index, of which OnRejection is not told yet
 	finishing bool
 	closed    bool
 	status    Status
@@ -179,11 +182,11 @@ func (w *Writer) LogAt(step, timeUnixUs int64, values map[string]float64) error 
 		return err
 	}
 	var (
-		rejected Rejection
-		current  *block
-		ready    bool
-		left     int // points that the record still takes
-		rest     = len(values)
+		current *block
+		ready   bool
+		left    int // points that the record still takes
+		rest    = len(values)
+		refused = w.refused.Points
 	)
 	for key, value := range values {
 		if left == 0 {
@@ -200,8 +203,8 @@ func (w *Writer) LogAt(step, timeUnixUs int64, values map[string]float64) error 
 			current.step = append(current.step, step)
 			current.time = append(current.time, timeUnixUs)
 			current.value = append(current.value, value)
-		} else if rejected.Points++; rejected.Points == 1 {
-			rejected.Key = key
+		} else if w.refused.Points++; w.refused.Points == 1 {
+			w.refused.Key, w.refused.Step = key, step
 		}
 		rest--
 		if left--; left == 0 {
@@ -212,13 +215,11 @@ func (w *Writer) LogAt(step, timeUnixUs int64, values map[string]float64) error 
 	if w.backlog.lastSequence <= w.status.CommittedSequence {
 		w.backlog.forget(w.status.CommittedSequence) // logged by a predecessor
 	}
-	rejected.Sequence = w.backlog.lastSequence
-	w.mutex.Unlock()
-	if rejected.Points > 0 && w.options.OnRejection != nil {
-		rejected.Reason, rejected.Step, rejected.Field = ReasonKeysExhausted, step, "keys"
-		rejected.Detail = "a writer has at most " + strconv.Itoa(keysMax) + " keys"
-		w.options.OnRejection(rejected)
+	if w.refused.Points > refused {
+		w.refused.Sequence = w.backlog.lastSequence
+		ready = true
 	}
+	w.mutex.Unlock()
 	if ready {
 		w.wakeSender()
 	}
@@ -264,6 +265,28 @@ func (w *Writer) define(key string) (uint32, bool) {
 	w.keys[sent] = index
 	w.names = append(w.names, sent)
 	return index, true
+}
+
+// tellRefused delivers what the client itself has refused. The sender calls it
+// before it sends the records in question, so that Flush returns after it.
+func (w *Writer) tellRefused() {
+	w.mutex.Lock()
+	refused := w.refused
+	w.refused = Rejection{}
+	w.mutex.Unlock()
+	if refused.Points > 0 {
+		refused.Reason, refused.Field = ReasonKeysExhausted, "keys"
+		refused.Detail = "a writer has at most " + strconv.Itoa(keysMax) + " keys"
+		w.tell(refused)
+	}
+}
+
+func (w *Writer) tell(rejection Rejection) {
+	if w.options.OnRejection != nil {
+		w.telling.Lock()
+		defer w.telling.Unlock()
+		w.options.OnRejection(rejection)
+	}
 }
 
 // Flush waits until everything logged before is committed.
