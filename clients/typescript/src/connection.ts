@@ -81,8 +81,9 @@ export class Connection {
     request: MessageInitShape<I>,
     signal: AbortSignal,
   ): Promise<MessageShape<O>> {
+    const gateway = await this.#next(signal);
     return await settled(signal, (callback) =>
-      this.#next().makeUnaryRequest(
+      gateway.makeUnaryRequest(
         pathOf(method),
         (message: MessageInitShape<I>) => encoded(method.input, message),
         decoder(method.output),
@@ -99,11 +100,12 @@ export class Connection {
     requests: AsyncIterable<MessageInitShape<I>>,
     signal: AbortSignal,
   ): Promise<MessageShape<O>> {
+    const gateway = await this.#next(signal);
     const answered = new AbortController();
     let sending: Promise<void> | undefined;
     try {
       return await settled(signal, (callback) => {
-        const call = this.#next().makeClientStreamRequest(
+        const call = gateway.makeClientStreamRequest(
           pathOf(method),
           (message: MessageInitShape<I>) => encoded(method.input, message),
           decoder(method.output),
@@ -137,7 +139,8 @@ export class Connection {
     signal: AbortSignal,
     decode: Decode<Message>,
   ): AsyncGenerator<Message> {
-    const call = this.#next().makeServerStreamRequest(
+    const gateway = await this.#next(signal);
+    const call = gateway.makeServerStreamRequest(
       pathOf(method),
       (message: MessageInitShape<I>) => encoded(method.input, message),
       decode,
@@ -161,8 +164,13 @@ export class Connection {
   }
 
   /** Opens a stream in both directions. Requests are given as their bytes. */
-  duplex<Message>(method: DescMethod, decode: Decode<Message>) {
-    const call: ClientDuplexStream<Uint8Array, Message> = this.#next().makeBidiStreamRequest(
+  async duplex<Message>(
+    method: DescMethod,
+    decode: Decode<Message>,
+    signal: AbortSignal,
+  ): Promise<ClientDuplexStream<Uint8Array, Message>> {
+    const gateway = await this.#next(signal);
+    const call: ClientDuplexStream<Uint8Array, Message> = gateway.makeBidiStreamRequest(
       pathOf(method),
       (bytes: Uint8Array) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength),
       decode,
@@ -172,15 +180,42 @@ export class Connection {
     return call;
   }
 
-  /** The next gateway in turn; one that is connected, if there is any, or may become so. */
-  #next(): Channel {
+  /**
+   * The next gateway in turn that is connected. While none is, waits for those that may become so:
+   * a call fails for want of a connection only when no address has one.
+   */
+  async #next(signal: AbortSignal): Promise<Channel> {
     const turn = this.#turn++ % this.#channels.length;
     const inTurn = [...this.#channels.slice(turn), ...this.#channels.slice(0, turn)];
-    const states = inTurn.map((channel) => channel.getChannel().getConnectivityState(true));
-    const ready = states.indexOf(connectivityState.READY);
-    const able = states.findIndex((state) => state !== connectivityState.TRANSIENT_FAILURE);
-    return inTurn[Math.max(ready, ready < 0 ? able : ready, 0)] as Channel;
+    for (;;) {
+      const states = inTurn.map((channel) => channel.getChannel().getConnectivityState(true));
+      const ready = states.indexOf(connectivityState.READY);
+      const failed = states.every((state) => state === connectivityState.TRANSIENT_FAILURE);
+      if (ready >= 0 || failed || inTurn.length === 1) return inTurn[Math.max(ready, 0)] as Channel;
+      await changed(inTurn, states, signal);
+    }
   }
+}
+
+/** Waits until the state of one of the channels is another. */
+async function changed(
+  channels: readonly Channel[],
+  states: readonly connectivityState[],
+  signal: AbortSignal,
+): Promise<void> {
+  signal.throwIfAborted();
+  await new Promise<void>((resolve) => {
+    const stop = () => {
+      signal.removeEventListener("abort", stop);
+      resolve();
+    };
+    signal.addEventListener("abort", stop);
+    channels.forEach((channel, i) => {
+      const state = states[i] as connectivityState;
+      channel.getChannel().watchConnectivityState(state, Infinity, stop);
+    });
+  });
+  signal.throwIfAborted();
 }
 
 /** Encodes a message. */

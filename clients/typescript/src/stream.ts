@@ -50,15 +50,28 @@ export class Conversation {
   #timer: NodeJS.Timeout | undefined;
   #moveWithinMs: number | undefined;
 
-  constructor(
+  /** Opens the stream, as soon as there is a connection for it. */
+  static async begin(
     connection: Connection,
+    ledger: Ledger,
+    listener: Listener,
+    signal: AbortSignal,
+  ): Promise<Conversation> {
+    const { writeMetrics } = MetricService.method;
+    const decode = decoder(WriteMetricsResponseSchema);
+    return new Conversation(
+      await connection.duplex(writeMetrics, decode, signal),
+      ledger,
+      listener,
+    );
+  }
+
+  private constructor(
+    call: ClientDuplexStream<Uint8Array, WriteMetricsResponse>,
     private readonly ledger: Ledger,
     private readonly listener: Listener,
   ) {
-    this.#call = connection.duplex(
-      MetricService.method.writeMetrics,
-      decoder(WriteMetricsResponseSchema),
-    );
+    this.#call = call;
     this.#call.on("drain", () => {
       this.pump();
     });

@@ -191,14 +191,15 @@ export class Writer {
   async #converse(backoff: Backoff): Promise<void> {
     const { signal } = this.#closing;
     const before = this.#ledger.committedSequence;
-    this.#conversation = new Conversation(this.#connection, this.#ledger, {
+    const listener = {
       progressed: () => {
         this.#changed.notify();
       },
-      rejected: (rejections) => {
+      rejected: (rejections: readonly Rejection[]) => {
         this.#reject(rejections);
       },
-    });
+    };
+    this.#conversation = await Conversation.begin(this.#connection, this.#ledger, listener, signal);
     const { moveAfterMs, failure } = await this.#conversation.hold(this.#open, signal);
     this.#conversation = undefined;
     if (this.#ledger.ended) return;

@@ -2,6 +2,9 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { after, test } from "node:test";
+import { promisify } from "node:util";
+
+import { Server, ServerCredentials } from "@grpc/grpc-js";
 
 import { connect, newId } from "../src/index.js";
 
@@ -70,4 +73,19 @@ test("calls end by their deadline or signal, with its reason", async () => {
 
 test("a call that reaches no gateway says so", async () => {
   await assert.rejects(client.getRun(newId()), { code: "UNAVAILABLE" });
+});
+
+test("a call reaches the address that is alive, whichever comes first", async () => {
+  const server = new Server();
+  const bind = promisify(server.bindAsync.bind(server));
+  const alive = `127.0.0.1:${await bind("127.0.0.1:0", ServerCredentials.createInsecure())}`;
+  const dead = await deadAddress();
+  for (const addresses of [`${dead},${alive}`, `${alive},${dead}`, `${dead},${dead},${alive}`]) {
+    const several = connect(addresses);
+    for (let call = 0; call < 4; call++) {
+      await assert.rejects(several.getRun(newId()), { code: "UNIMPLEMENTED" }, addresses);
+    }
+    several.close();
+  }
+  server.forceShutdown();
 });
