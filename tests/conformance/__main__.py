@@ -1,9 +1,15 @@
-"""Runs the matrix client by scenario; ends with 1 when anything is not as it should be."""
+"""Runs the matrix client by scenario; ends with 1 when anything is not as it should be.
+
+Replays run in lanes, two at a time: each lane has a gateway, a database and proxies of
+its own, and takes the next cell of the matrix when it is done with one.
+"""
 
 import argparse
 import asyncio
 import sys
 import tempfile
+import time
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +21,7 @@ from tests.conformance.replay import Verdict, check_encoding, replay
 from tests.conformance.stage import Stage
 
 WIRE: Final = "wire vectors"
+LANES: Final = 2
 _GOOD, _BAD, _NOT_ASKED = "ok", "FAIL", "-"
 
 
@@ -23,12 +30,14 @@ class Matrix:
 
     def __init__(self) -> None:
         self.cells: dict[tuple[str, str], str] = {}
+        self.elapsed_s: defaultdict[str, float] = defaultdict(float)
         self.problems: list[str] = []
         self.notes: list[str] = []
 
     def add(self, client: Client, column: str, verdict: Verdict) -> None:
         """Fill a cell and say so at once."""
         self.cells[client.name, column] = _BAD if verdict.problems else _GOOD
+        self.elapsed_s[client.name] += verdict.elapsed_s
         print(
             f"{_BAD if verdict.problems else _GOOD:5} {client.name:14} {column:18} "
             f"{verdict.elapsed_s:6.2f} s",
@@ -52,7 +61,10 @@ class Matrix:
             + "".join(f"{self.cells.get((name, column), ''):>16}" for name in clients)
             for column in columns
         ]
-        return "\n".join([head, *lines])
+        seconds = "seconds".ljust(width) + "".join(
+            f"{self.elapsed_s[name]:>16.1f}" for name in clients
+        )
+        return "\n".join([head, *lines, seconds])
 
 
 def ready(clients: list[Client], matrix: Matrix) -> list[Client]:
@@ -64,12 +76,17 @@ def ready(clients: list[Client], matrix: Matrix) -> list[Client]:
             print(f"SKIPPED {client.name}: this machine has no {missing}", flush=True)
             matrix.notes.append(f"SKIPPED {client.name}: this machine has no {missing}")
             continue
+        started = time.monotonic()
         try:
             client.make()
         except BuildError as error:
             print(f"{_BAD:5} {client.name:14} build\n{error}", flush=True)
             matrix.problems.append(f"{client.name}: its toolchain is here, and it does not build")
             continue
+        print(
+            f"{_GOOD:5} {client.name:14} {'build':18} {time.monotonic() - started:6.2f} s",
+            flush=True,
+        )
         able.append(client)
     return able
 
@@ -89,21 +106,32 @@ async def run(
 ) -> None:
     """Fill the rows of the cases."""
     for auth, tls in ((False, False), (True, False), (False, True)):
-        chosen = [c for c in cases if (c.wants("auth"), c.wants("tls")) == (auth, tls)]
-        if not chosen:
-            continue
-        async with Stage.open(postgres, s3, auth=auth, tls=tls) as stage:
-            for client in clients:
-                for case in chosen:
-                    await _one(client, case, stage, matrix)
+        cells = deque(
+            (client, case)
+            for client in clients
+            for case in cases
+            if (case.wants("auth"), case.wants("tls")) == (auth, tls)
+            and _asked(client, case, matrix)
+        )
+
+        async def lane(cells: deque[tuple[Client, Case]], auth: bool, tls: bool) -> None:
+            async with Stage.open(postgres, s3, auth=auth, tls=tls) as stage:
+                while cells:
+                    client, case = cells.popleft()
+                    matrix.add(client, case.name, await replay(client, case, stage))
+
+        async with asyncio.TaskGroup() as lanes:
+            for _ in range(min(LANES, len(cells))):
+                lanes.create_task(lane(cells, auth, tls))
 
 
-async def _one(client: Client, case: Case, stage: Stage, matrix: Matrix) -> None:
+def _asked(client: Client, case: Case, matrix: Matrix) -> bool:
+    """Whether the case applies to the client; notes it when it does not."""
     for what in (case.name, *sorted(case.features)):
         if what in client.lacks:
             matrix.not_asked(client, case, client.lacks[what])
-            return
-    matrix.add(client, case.name, await replay(client, case, stage))
+            return False
+    return True
 
 
 def main() -> int:

@@ -109,6 +109,7 @@ class Stage:
             arguments=[*(["--auth"] if auth else []), *(_certified(directory) if tls else [])],
             environment={
                 "HEADRACE_GATEWAY_S3_BUCKET": s3.bucket,
+                "HEADRACE_GATEWAY_S3_KEY_PREFIX": f"{name}/",
                 "HEADRACE_GATEWAY_S3_ENDPOINT_URL": s3.endpoint_url,
                 "HEADRACE_GATEWAY_S3_ACCESS_KEY_ID": s3.access_key_id,
                 "HEADRACE_GATEWAY_S3_SECRET_ACCESS_KEY": s3.secret_access_key,
