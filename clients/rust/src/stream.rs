@@ -151,6 +151,7 @@ async fn send(
     let mut quiet_since = Instant::now();
     while move_after_ms.load(Ordering::Relaxed) == NOT_MOVING {
         let (names, step) = next_message(shared, next, keys_sent);
+        shared.tell_refused();
         for message in define_keys(&names, keys_sent) {
             if sender.send(request(message)).await.is_err() {
                 return;

@@ -149,6 +149,8 @@ pub(crate) struct State {
     keys: HashMap<Box<str>, u32>,
     /// By index.
     pub(crate) names: Vec<Box<str>>,
+    /// Points without an index, of which the callback is not told yet.
+    refused: Option<Rejection>,
     /// Records up to it do not linger.
     pub(crate) flush_to: u64,
     pub(crate) finishing: bool,
@@ -174,6 +176,7 @@ impl Client {
                 backlog: Backlog::new(options.batch_points_max),
                 keys: HashMap::new(),
                 names: Vec::new(),
+                refused: None,
                 flush_to: 0,
                 finishing: false,
                 closed: false,
@@ -355,11 +358,10 @@ impl Shared {
         time_unix_us: i64,
         values: impl ExactSizeIterator<Item = (K, f64)>,
     ) {
-        let State { backlog, keys, names, status, .. } = state;
+        let State { backlog, keys, names, refused, status, .. } = state;
         let mut rest = values.len();
         let mut left = 0; // points that the record still takes
         let mut ready = false;
-        let mut rejected: Option<(String, u64)> = None;
         for (key, value) in values {
             if left == 0 {
                 left = rest.min(RECORD_POINTS_MAX);
@@ -367,9 +369,14 @@ impl Shared {
             }
             let block = backlog.current();
             let key = key.as_ref();
-            match keys.get(key).copied().or_else(|| define(keys, names, key)) {
-                Some(index) => block.push(index, step, time_unix_us, value),
-                None => rejected.get_or_insert_with(|| (key.to_owned(), 0)).1 += 1,
+            let index = keys.get(key).copied().or_else(|| define(keys, names, key));
+            if let Some(index) = index {
+                block.push(index, step, time_unix_us, value);
+            } else {
+                let told = refused.get_or_insert_with(|| exhausted(key, step));
+                told.points += 1;
+                told.sequence = backlog.last_sequence + 1;
+                ready = true;
             }
             rest -= 1;
             left -= 1;
@@ -383,17 +390,27 @@ impl Shared {
         if ready {
             self.wake.notify_one();
         }
-        if let (Some((key, points)), Some(told)) = (rejected, &self.options.on_rejection) {
-            told(Rejection {
-                reason: Reason::KeysExhausted,
-                key,
-                step,
-                sequence: backlog.last_sequence,
-                field: "keys".into(),
-                detail: format!("a writer has at most {KEYS_MAX} keys"),
-                points,
-            });
+    }
+
+    /// Delivers what the client itself has refused. The task does so before it sends the
+    /// records in question, so that `flush` returns after it.
+    pub(crate) fn tell_refused(&self) {
+        let refused = self.lock().refused.take();
+        if let (Some(refused), Some(told)) = (refused, &self.options.on_rejection) {
+            told(refused);
         }
+    }
+}
+
+fn exhausted(key: &str, step: i64) -> Rejection {
+    Rejection {
+        reason: Reason::KeysExhausted,
+        key: key.to_owned(),
+        step,
+        sequence: 0,
+        field: "keys".into(),
+        detail: format!("a writer has at most {KEYS_MAX} keys"),
+        points: 0,
     }
 }
 
@@ -415,4 +432,35 @@ fn define(keys: &mut HashMap<Box<str>, u32>, names: &mut Vec<Box<str>>, key: &st
     keys.insert(sent.into(), index);
     names.push(sent.into());
     Some(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn points_of_keys_beyond_the_last_are_told_of_before_they_are_sent_and_not_by_log() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let telling = Arc::clone(&told);
+        let mut options = WriterOptions::new(new_id());
+        options.on_rejection = Some(Arc::new(move |one| telling.lock().unwrap().push(one)));
+        let writer = Client::connect("127.0.0.1:1").unwrap().open_writer(options).unwrap();
+        {
+            let State { keys, names, .. } = &mut *writer.shared.lock();
+            for index in 0..KEYS_MAX {
+                define(keys, names, &index.to_string()).unwrap();
+            }
+        }
+        for step in 0..2 {
+            writer.try_log(step, [("0", 1.0), ("one more", 2.0)]).unwrap();
+        }
+        assert!(told.lock().unwrap().is_empty());
+        writer.shared.tell_refused();
+        writer.shared.tell_refused();
+        let told = told.lock().unwrap();
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].reason, Reason::KeysExhausted);
+        let sample = (told[0].key.as_str(), told[0].step, told[0].sequence, told[0].points);
+        assert_eq!(sample, ("one more", 0, 2, 2));
+    }
 }
