@@ -75,6 +75,12 @@ async def upload_by_aioboto3(path: Path, size: int, *, parallel: int = PARALLEL)
         )
 
 
+def _channel() -> grpc.Channel:
+    # A connection of its own, as the processes of jobs have.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    return grpc.insecure_channel(os.environ["BENCHMARK_ADDRESS"], options=options)
+
+
 def create_run(channel: grpc.Channel) -> str:
     """Create a run for artifacts and return its id."""
     run_id = uuid.uuid4().hex
@@ -91,7 +97,7 @@ def upload_once(mode: str, path: Path) -> dict[str, float]:
         return {"bytes": size, "seconds": time.perf_counter() - started}
     direct: Direct = "always" if mode == "direct" else "never"
     with (
-        grpc.insecure_channel(os.environ["BENCHMARK_ADDRESS"]) as channel,
+        _channel() as channel,
         Transfers(channel, direct=direct, parallel=PARALLEL) as transfers,
     ):
         run_id = create_run(channel)
@@ -121,7 +127,7 @@ def stay_busy(mode: str, paths: list[Path]) -> dict[str, float]:
             again(index, upload_past_the_gateway)
             return
         with (
-            grpc.insecure_channel(os.environ["BENCHMARK_ADDRESS"]) as channel,
+            _channel() as channel,
             Transfers(channel, direct="never", parallel=1) as transfers,
         ):
             run_id = create_run(channel)

@@ -49,15 +49,36 @@ async def measure_artifacts(site: Site, load: Load) -> dict[str, float]:
 
 
 async def measure_acks_beside_artifacts(site: Site, load: Load) -> dict[str, float]:
-    """Time acknowledgements at a steady load, alone and beside 16 uploads."""
+    """Time acknowledgements at a steady load: alone, beside 16 uploads, beside 16 without us.
+
+    The last is the control, what one machine for everything costs by itself: the same
+    clients upload the same files, one after another, by aioboto3 to the S3 server.
+    """
     files = [_file(site, f"busy-{n}", _BUSY_FILE_BYTES) for n in range(_BUSY_FILES)]
     alone = await _paced(site, load)
-    async with _busy(site, files):
-        beside = await _paced(site, load)
+    beside, proxied = await _paced_beside(site, load, "busy-gateway", files)
+    control, past = await _paced_beside(site, load, "busy-s3", files)
     return {
         "ack_p99_ms_without_uploads": alone,
         "ack_p99_ms_with_16_uploads": beside,
+        "ack_p99_ms_with_16_uploads_to_s3": control,
+        "busy_proxy_mib_per_s": proxied,
+        "busy_aioboto3_mib_per_s": past,
     }
+
+
+async def _paced_beside(
+    site: Site, load: Load, mode: str, files: list[Path]
+) -> tuple[float, float]:
+    process = await _start(site, mode, *files)
+    try:
+        await asyncio.sleep(2)  # until all of them are under way
+        p99 = await _paced(site, load)
+    finally:
+        result = await _finish(process)
+    if not result["bytes"]:
+        raise RuntimeError("no upload was completed meanwhile")
+    return p99, result["bytes"] / result["seconds"] / _MIB
 
 
 async def _paced(site: Site, load: Load) -> float:
@@ -65,7 +86,7 @@ async def _paced(site: Site, load: Load) -> float:
         site,
         "--streams", load.streams, "--series", load.series, "--seed", random.getrandbits(32),
         "--batch-points", 200, "--points-per-s", load.paced_points_per_s,
-        "--duration-s", load.paced_s,
+        "--duration-s", load.paced_s, "--bare",
     )  # fmt: skip
     p99: float = result["ack_ms"]["p99"]
     return p99
@@ -105,18 +126,6 @@ async def _finish(process: asyncio.subprocess.Process) -> dict[str, float]:
 
 async def _once(site: Site, mode: str, path: Path) -> dict[str, float]:
     return await _finish(await _start(site, mode, path))
-
-
-@contextlib.asynccontextmanager
-async def _busy(site: Site, files: list[Path]) -> AsyncIterator[None]:
-    process = await _start(site, "busy", *files)
-    try:
-        await asyncio.sleep(2)  # until all of them are under way
-        yield
-    finally:
-        result = await _finish(process)
-        if not result["bytes"]:
-            raise RuntimeError("no upload was completed meanwhile")
 
 
 @contextlib.asynccontextmanager

@@ -181,6 +181,10 @@ RATIOS: Final = {
     "artifact_proxy_ratio": ("artifact_proxy_mib_per_s", "artifact_aioboto3_mib_per_s"),
     "artifact_direct_ratio": ("artifact_direct_mib_per_s", "artifact_aioboto3_mib_per_s"),
     "ack_p99_ratio_with_16_uploads": ("ack_p99_ms_with_16_uploads", "ack_p99_ms_without_uploads"),
+    "ack_p99_ratio_with_16_uploads_to_s3": (
+        "ack_p99_ms_with_16_uploads_to_s3",
+        "ack_p99_ms_without_uploads",
+    ),
     "ratio_raw_to_executemany": ("ingest_raw_64x1000_points_per_s", "executemany_points_per_s"),
     "ratio_copy_indexed_to_our_bytes_per_point": (
         "copy_rows_indexed_bytes_per_point",
