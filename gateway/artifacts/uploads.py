@@ -29,7 +29,7 @@ from gateway.telemetry import METRICS
 
 _LOG = structlog.get_logger(__name__)
 
-_REREAD_CHUNK_BYTES: Final = 1024 * 1024
+_REREAD_BATCH_BYTES: Final = 1024 * 1024
 _REREADS_MAX: Final = 4
 # Some servers forget the upload a moment before the object that it became appears.
 _WHOLE_AFTER_S: Final = (0.0, 0.2, 1.0)
@@ -371,12 +371,23 @@ class Uploads:
     async def _part_sha256(self, upload: Upload, part_number: int) -> bytes:
         offset, length = part_range(upload.content.size, part_number)
         digest = hashlib.sha256()
-        chunks = self._bucket.read(
-            upload.object_key, offset=offset, length=length, chunk_bytes=_REREAD_CHUNK_BYTES
-        )
+        pieces: list[bytes] = []
+        size = 0
+
+        def take(gathered: list[bytes]) -> None:
+            for piece in gathered:
+                digest.update(piece)
+
+        chunks = self._bucket.read(upload.object_key, offset=offset, length=length)
         async with aclosing(chunks):
             async for chunk in chunks:
-                digest.update(chunk)
+                pieces.append(chunk)
+                size += len(chunk)
+                if size >= _REREAD_BATCH_BYTES:
+                    # Beside the loop, which reads other parts meanwhile and serves metrics.
+                    await asyncio.to_thread(take, pieces)
+                    pieces, size = [], 0
+        take(pieces)
         return digest.digest()
 
 

@@ -106,8 +106,6 @@ async def test_replaced_content_is_deleted(parts: Parts) -> None:
 
 async def test_an_expired_upload_is_ended_with_its_parts(parts: Parts) -> None:
     artifacts, database = parts
-    if not await lists_uploads_below_a_prefix(artifacts):
-        pytest.skip("this S3 server lists the unfinished uploads of one key only, not of a prefix")
     data = bytes(20 * MIB)
     begun = await artifacts.uploads.begin(await target(database, "a"), content_of(data))
     upload = begun.upload  # type: ignore[union-attr]
@@ -174,6 +172,8 @@ async def test_a_second_multipart_upload_to_a_key_is_an_orphan_and_the_one_that_
 ) -> None:
     """Two gateways began it at the same time; the one that came second died."""
     artifacts, database = parts
+    if not await lists_uploads_below_a_prefix(artifacts):
+        pytest.skip("this S3 server lists the unfinished uploads of one key only, not of a prefix")
     data = bytes(20 * MIB)
     begun = await artifacts.uploads.begin(await target(database, "a"), content_of(data))
     upload = begun.upload  # type: ignore[union-attr]
