@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 GEN := .venv-gen
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-# The tests start hundreds of processes: none shall compile its modules again.
-unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list the targets

@@ -6,6 +6,7 @@ only when nothing is pending does it wait, then a few ms more to gather company.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -81,7 +82,7 @@ class IngestEngine:
         self._work = asyncio.Semaphore(0)
         self._idle_writers = 0
         self._gathering = False
-        self._flushing = 0
+        self._flushing: list[float] = []  # of each flush, when its oldest batch arrived
         self._opening = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
@@ -103,6 +104,11 @@ class IngestEngine:
     def streams_waiting(self) -> int:
         """Streams that are not read because a byte budget is spent."""
         return self._budget.waiting
+
+    @property
+    def oldest_batch_s(self) -> float:
+        """How long ago the oldest batch arrived that is being flushed; 0 when there is none."""
+        return time.perf_counter() - min(self._flushing) if self._flushing else 0.0
 
     # -- life -----------------------------------------------------------------
 
@@ -267,7 +273,8 @@ class IngestEngine:
                 await asyncio.sleep(self.settings.flush_linger_ms / 1000)
                 self._gathering = False
                 continue
-            self._flushing += 1
+            oldest = min(portion.batches[0].arrived for portion in portions)
+            self._flushing.append(oldest)
             try:
                 await writer.flush(portions)
             except Exception:
@@ -280,7 +287,7 @@ class IngestEngine:
                         ),
                     )
             finally:
-                self._flushing -= 1
+                self._flushing.remove(oldest)
                 for portion in portions:
                     self._coalescer.release(portion.session)
                     if portion.session.ending is not None:

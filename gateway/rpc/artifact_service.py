@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.v1 import artifact_service_pb2 as pb
 from headrace.v1 import artifact_service_pb2_grpc as pb_grpc
 
+from gateway.artifacts.precedence import Precedence
 from gateway.artifacts.uploads import UploadState
 from gateway.artifacts.wiring import Artifacts
 from gateway.domain.artifacts import (
@@ -43,6 +44,7 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
     def __init__(
         self,
         artifacts: Artifacts | None,
+        precedence: Precedence,
         *,
         stall_timeout_s: float,
         upload_expiry_s: float,
@@ -50,6 +52,7 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
     ) -> None:
         """Serve `artifacts`; without a bucket every method fails with ARTIFACTS_DISABLED."""
         self._available = artifacts
+        self._precedence = precedence
         self._stall_timeout_s = stall_timeout_s
         self._upload_expiry_s = upload_expiry_s
         self._signed_expiry_s = signed_expiry_s
@@ -71,7 +74,7 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
                 limit=SINGLE_BYTES_MAX,
             )
         content = Content(size=header.size, part_sha256s=header.digest)
-        chunks = _chunks(request_iterator, self._stall_timeout_s)
+        chunks = self._chunks(request_iterator)
         with self._artifacts.admission.admit():
             artifact, known = await uploads.put_small(_target(header), content, chunks)
         self._artifacts.cleanup.wake()
@@ -101,7 +104,7 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
         """Forward one part."""
         uploads = self._artifacts.uploads
         header = await _header(request_iterator, self._stall_timeout_s)
-        chunks = _chunks(request_iterator, self._stall_timeout_s)
+        chunks = self._chunks(request_iterator)
         with self._artifacts.admission.admit():
             await uploads.put_part(*_upload_of(header), header.part_number, chunks)
         return pb.UploadPartResponse(part_number=header.part_number)
@@ -178,6 +181,7 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
         )
 
         async def write(chunk: bytes) -> None:
+            await self._precedence.give_way()
             await context.write(pb.DownloadArtifactResponse(chunk=chunk))
 
         with self._artifacts.admission.admit():
@@ -249,6 +253,48 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
             )
         return self._available
 
+    async def _chunks(self, requests: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+        """Yield the bytes of a stream; only the time spent waiting for the client counts.
+
+        Raises:
+            HeadraceError: TRANSFER_STALLED, LIMIT_EXCEEDED, OPEN_EXPECTED.
+        """
+        clock = asyncio.get_running_loop().time
+        iterator = aiter(requests)
+        stall_timeout_s = self._stall_timeout_s
+        patience_s, received = stall_timeout_s, 0
+        while True:
+            began = clock()
+            try:
+                async with asyncio.timeout(max(patience_s, 0.001)):
+                    request = await anext(iterator)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise HeadraceError(
+                    Reason.TRANSFER_STALLED,
+                    f"less than {_PROGRESS_BYTES} bytes arrived in {stall_timeout_s:g} seconds",
+                ) from None
+            chunk: bytes = request.chunk
+            if request.WhichOneof("message") != "chunk":
+                raise HeadraceError(
+                    Reason.OPEN_EXPECTED, "after the header come only chunks", field="message"
+                )
+            if len(chunk) > CHUNK_BYTES_MAX:
+                raise HeadraceError(
+                    Reason.LIMIT_EXCEEDED,
+                    f"a chunk holds at most {CHUNK_BYTES_MAX} bytes",
+                    field="chunk",
+                    value=len(chunk),
+                    limit=CHUNK_BYTES_MAX,
+                )
+            patience_s -= clock() - began
+            received += len(chunk)
+            if received >= _PROGRESS_BYTES:
+                patience_s, received = stall_timeout_s, 0
+            await self._precedence.give_way()
+            yield chunk
+
     def _upload(self, state: UploadState) -> pb.Upload:
         upload = state.upload
         expiry = timedelta(seconds=self._upload_expiry_s)
@@ -279,47 +325,6 @@ async def _header(requests: AsyncIterator[Any], stall_timeout_s: float) -> Any:
             Reason.OPEN_EXPECTED, "the first message of an upload is its header", field="header"
         )
     return request.header
-
-
-async def _chunks(requests: AsyncIterator[Any], stall_timeout_s: float) -> AsyncIterator[bytes]:
-    """Yield the bytes of a stream; only the time spent waiting for the client counts.
-
-    Raises:
-        HeadraceError: TRANSFER_STALLED, LIMIT_EXCEEDED, OPEN_EXPECTED.
-    """
-    clock = asyncio.get_running_loop().time
-    iterator = aiter(requests)
-    patience_s, received = stall_timeout_s, 0
-    while True:
-        began = clock()
-        try:
-            async with asyncio.timeout(max(patience_s, 0.001)):
-                request = await anext(iterator)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise HeadraceError(
-                Reason.TRANSFER_STALLED,
-                f"less than {_PROGRESS_BYTES} bytes arrived in {stall_timeout_s:g} seconds",
-            ) from None
-        chunk: bytes = request.chunk
-        if request.WhichOneof("message") != "chunk":
-            raise HeadraceError(
-                Reason.OPEN_EXPECTED, "after the header come only chunks", field="message"
-            )
-        if len(chunk) > CHUNK_BYTES_MAX:
-            raise HeadraceError(
-                Reason.LIMIT_EXCEEDED,
-                f"a chunk holds at most {CHUNK_BYTES_MAX} bytes",
-                field="chunk",
-                value=len(chunk),
-                limit=CHUNK_BYTES_MAX,
-            )
-        patience_s -= clock() - began
-        received += len(chunk)
-        if received >= _PROGRESS_BYTES:
-            patience_s, received = stall_timeout_s, 0
-        yield chunk
 
 
 def _target(request: Any) -> Target:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from gateway.ingest.engine import IngestEngine, IngestSettings
 from gateway.ingest.session import Session
 from gateway.rpc.metric_write import MetricWriteService
 from gateway.store.connections import Database
-from gateway.store.writers import WriterStore
+from gateway.store.metrics import MetricStore
 from tests.ingest.streams import Point, batch
 
 _START = 1_700_000_000_000_000
@@ -96,7 +97,7 @@ class Stream:
 @pytest.fixture
 async def bench(database_dsn: str) -> AsyncIterator[Bench]:
     database = await Database.connect(database_dsn, ingest_connections=2, query_connections=2)
-    engine = IngestEngine(WriterStore(database), settings=IngestSettings())
+    engine = IngestEngine(MetricStore(database), settings=IngestSettings())
     await engine.start()
     admin = await asyncpg.connect(database_dsn)
     yield Bench(engine, database, admin)
@@ -135,6 +136,24 @@ async def test_acknowledged_records_are_stored(bench: Bench) -> None:
     assert stream.session.counters.accepted_points == 3
 
 
+async def test_how_late_a_flush_is_can_be_asked(bench: Bench) -> None:
+    stream = await bench.open(_request(await bench.run()))
+    async with bench.admin.transaction():
+        await bench.admin.execute("LOCK TABLE metric_chunks IN ACCESS EXCLUSIVE MODE")
+        arrived = time.perf_counter()
+        bench.engine.admit(
+            stream.session, replace(batch(1, [(0, 1, _START, 1.0)]), arrived=arrived)
+        )
+        async with asyncio.timeout(_DEADLINE_S):
+            while bench.engine.oldest_batch_s < 0.1:  # noqa: ASYNC110 - time has no event
+                await asyncio.sleep(0.005)
+        assert bench.engine.oldest_batch_s <= time.perf_counter() - arrived
+    await stream.acknowledged(1)
+    async with asyncio.timeout(_DEADLINE_S):
+        while bench.engine.oldest_batch_s:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.005)
+
+
 async def test_a_newer_stream_fences_the_older_and_continues_after_its_commits(
     bench: Bench,
 ) -> None:
@@ -164,7 +183,7 @@ async def test_a_zombie_of_another_gateway_is_fenced_at_its_flush_and_alone(
     async with contextlib.AsyncExitStack() as stack:
         other = await Database.connect(database_dsn, ingest_connections=1, query_connections=1)
         stack.push_async_callback(other.close)
-        await WriterStore(other).open_writer(request)
+        await MetricStore(other).open_writer(request)
     # Admitted before any writer task runs, so both are in one flush.
     zombie.send(1, [(0, 1, _START, 666.0)])
     bystander.send(1, [(0, 1, _START, 1.0)])
