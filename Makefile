@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 GEN := .venv-gen
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
+# The tests start hundreds of processes: none shall compile its modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list the targets

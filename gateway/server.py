@@ -61,13 +61,13 @@ from gateway.store.compaction import CompactionStore
 from gateway.store.connections import Database
 from gateway.store.experiments import ExperimentNames, ExperimentStore
 from gateway.store.liveness import LivenessStore
-from gateway.store.metrics import MetricStore
 from gateway.store.purge import PurgeStore
 from gateway.store.reading import MetricReading
 from gateway.store.runs import RunStore
 from gateway.store.search import SearchStore
 from gateway.store.tokens import TokenStore
 from gateway.store.workspaces import WorkspaceStore
+from gateway.store.writers import WriterStore
 from gateway.telemetry import METRICS
 from gateway.upkeep.cleaner import Cleaner
 from gateway.upkeep.compactor import Compactor
@@ -105,7 +105,7 @@ class Stores:
     searches: SearchStore
     liveness: LivenessStore
     tokens: TokenStore
-    metrics: MetricStore
+    metrics: WriterStore
     reading: MetricReading
     artifacts: Artifacts | None
 
@@ -238,7 +238,7 @@ async def _stores(settings: Settings, worker: int) -> AsyncIterator[Stores]:
                     database, lease_s=settings.lease_s, gap_max_s=gap_max_s(settings.lease_s)
                 ),
                 tokens=TokenStore(database),
-                metrics=MetricStore(database),
+                metrics=WriterStore(database),
                 # One connection, if there is another, stays for calls that are over soon.
                 reading=MetricReading(
                     database, reads_max=max(1, min(_READS_MAX, settings.query_connections - 1))

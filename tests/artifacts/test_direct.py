@@ -10,8 +10,9 @@ from headrace.artifact_errors import FileChangedError
 from headrace.v1 import artifact_service_pb2 as pb
 
 from tests.artifacts.conftest import MIB, BucketAccess, Site, open_site
-from tests.artifacts.test_faults import begun, refusal, until, visible
+from tests.artifacts.test_faults import begun, refusal, visible
 from tests.support.s3_faults import Fault, S3Faults, Seen
+from tests.support.waiting import eventually
 
 Make = Callable[..., Path]
 
@@ -111,7 +112,7 @@ def test_a_file_that_changes_on_its_way_past_the_gateway_is_not_stored(
     faults.faults.append(Fault(method="PUT", query="partNumber", delay_s=0.001))
 
     def change() -> None:
-        until(lambda: faults.requests("POST", "uploads"), "the upload's beginning")
+        eventually(lambda: faults.requests("POST", "uploads"), "the upload's beginning")
         with source.open("r+b") as file:
             file.seek(50 * MIB)
             file.write(b"changed")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.artifacts.conftest import MIB, Site
-from tests.artifacts.test_faults import refusal, until
+from tests.artifacts.test_faults import refusal
 from tests.support.s3_faults import Fault, S3Faults
+from tests.support.waiting import eventually
 
 Make = Callable[..., Path]
 
@@ -41,7 +42,7 @@ def test_a_killed_download_is_continued_by_another_process(
         halves = list(target.parent.glob(".b.*.part"))
         return bool(halves) and halves[0].stat().st_blocks * 512 > 24 * MIB
 
-    until(half_there, "some of the download")
+    eventually(half_there, "some of the download")
     client.send_signal(signal.SIGKILL)
     client.wait()
     assert not target.exists()

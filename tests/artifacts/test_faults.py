@@ -21,6 +21,7 @@ from headrace.v1 import artifact_service_pb2 as pb
 from gateway.embedded import EmbeddedS3
 from tests.artifacts.conftest import MIB, BucketAccess, Site, access_to, open_site
 from tests.support.s3_faults import Fault, S3Faults
+from tests.support.waiting import eventually
 
 Make = Callable[..., Path]
 DEADLINE_S = 60.0
@@ -34,14 +35,6 @@ address, run_id, source = sys.argv[1:]
 with grpc.insecure_channel(address) as channel, Transfers(channel, direct="never") as transfers:
     transfers.upload(run_id, Path(source), "a")
 """
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Poll until the condition holds."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen in {DEADLINE_S} s"
-        time.sleep(0.01)
 
 
 def visible(site: Site, run_id: str) -> list[str]:
@@ -152,7 +145,7 @@ def test_a_file_that_changes_while_it_is_stored_is_not_stored(
     faults.faults.append(Fault(method="PUT", query="partNumber", delay_s=0.002))
 
     def change() -> None:
-        until(lambda: faults.requests("POST", "uploads"), "the upload's beginning")
+        eventually(lambda: faults.requests("POST", "uploads"), "the upload's beginning")
         with source.open("r+b") as file:
             file.seek(40 * MIB)
             file.write(b"changed")
@@ -187,13 +180,13 @@ def test_a_killed_client_is_continued_by_another_process(
     client = subprocess.Popen(
         [sys.executable, "-c", UPLOADING_CLIENT, site.gateway.address, run_id, str(source)]
     )
-    until(faults.parts_stored, "the first part")
+    eventually(faults.parts_stored, "the first part")
     client.send_signal(signal.SIGKILL)
     client.wait()
     assert visible(site, run_id) == []
     faults.faults.clear()
     # A part in flight is stored whole or not at all: wait until S3 has said its last.
-    until(lambda: not faults.under_way, "the end of all requests")
+    eventually(lambda: not faults.under_way, "the end of all requests")
     before = set(begun(site, run_id, source).stored_parts)
     assert before
     faults.seen.clear()
@@ -214,7 +207,7 @@ def test_ctrl_c_ends_put_at_once_and_the_same_command_goes_on(
         [*command, "--direct", "never"], env=environment, stderr=subprocess.PIPE
     ) as client:
         assert client.stderr is not None
-        until(faults.parts_stored, "the first part")
+        eventually(faults.parts_stored, "the first part")
         client.send_signal(signal.SIGINT)
         client.wait(3)  # the parts under way would take ten times as long
         told = client.stderr.read().decode()
@@ -236,7 +229,7 @@ def test_a_gateway_killed_while_it_uploads_costs_only_the_parts_in_flight(
         target=lambda: done.append(site.artifacts(run_id, parallel=2).upload(source, "a"))
     )
     upload.start()
-    until(lambda: len(faults.parts_stored()) >= 2, "two parts")
+    eventually(lambda: len(faults.parts_stored()) >= 2, "two parts")
     site.gateway.restart()
     upload.join(DEADLINE_S)
     assert done
@@ -257,7 +250,7 @@ def test_a_gateway_killed_while_it_sends_costs_a_pause(
         target=lambda: artifacts.download("a", tmp_path / "b", progress=told.append)
     )
     download.start()
-    until(lambda: sum(told) > 4 * MIB, "some of the download")
+    eventually(lambda: sum(told) > 4 * MIB, "some of the download")
     assert not (tmp_path / "b").exists()
     site.gateway.restart()
     faults.faults.clear()
@@ -312,7 +305,7 @@ def test_s3_killed_in_the_middle_is_outlived(
         done: list[bool] = []
         moving = threading.Thread(target=move)
         moving.start()
-        until(lambda: sum(told) > 20 * MIB, "some of it")
+        eventually(lambda: sum(told) > 20 * MIB, "some of it")
         server.kill()
         assert not done
         assert visible(site, run_id) == (["a"] if doing == "download" else [])
@@ -451,7 +444,7 @@ def test_a_reader_that_pauses_loses_its_connection_and_not_its_place(
     stub = site.transfers().stub
     stream = stub.DownloadArtifact(pb.DownloadArtifactRequest(run_id=run_id, path="a"))
     content = next(stream).chunk
-    until(
+    eventually(
         lambda: faults.reads() and site.gateway.metrics()["headrace_artifact_reads_active"] == 0,
         "the release",
     )
@@ -470,7 +463,7 @@ def test_an_aborted_upload_is_gone_from_s3(site: Site, make_file: Make, faults: 
     request = pb.AbortUploadRequest(run_id=run_id, upload_id=upload.upload_id)
     assert transfers.call(transfers.stub.AbortUpload, request).aborted
     assert not transfers.call(transfers.stub.AbortUpload, request).aborted
-    until(lambda: faults.requests("DELETE", "uploadId"), "the abort at S3")
+    eventually(lambda: faults.requests("DELETE", "uploadId"), "the abort at S3")
     listing = pb.ListPartsRequest(run_id=run_id, upload_id=upload.upload_id)
     error = refusal(lambda: transfers.call(transfers.stub.ListParts, listing))
     assert error.reason == "UPLOAD_NOT_FOUND"
@@ -491,7 +484,7 @@ def test_abandoned_uploads_are_aborted_after_their_time(
             site.artifacts(run_id).upload(make_file(1), "small")
             return bool(faults.requests("DELETE", "uploadId"))
 
-        until(swept, "the abort at S3")
+        eventually(swept, "the abort at S3")
         assert begun(site, run_id, source).upload_id != first.upload_id
 
 

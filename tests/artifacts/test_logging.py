@@ -20,8 +20,8 @@ from headrace.v1.experiment_service_pb2 import CreateWorkspaceRequest
 from headrace.v1.experiment_service_pb2_grpc import WorkspaceServiceStub
 
 from tests.artifacts.conftest import MIB, Site
-from tests.artifacts.test_faults import until
 from tests.support.s3_faults import Fault, S3Faults
+from tests.support.waiting import eventually
 
 Make = Callable[..., Path]
 
@@ -186,7 +186,7 @@ def test_what_somebody_has_to_put_right_costs_no_artifact(
     faults.faults.append(Fault(method="PUT", status=403, code="AccessDenied"))
     run.log_artifact(source, "a")
     run.log_text(run.id, "b")
-    until(lambda: "s3:PutObject" in run.artifact_status().waits_for, "the reason")
+    eventually(lambda: "s3:PutObject" in run.artifact_status().waits_for, "the reason")
     status = run.artifact_status()
     assert (status.stored, status.pending, status.failed) == (0, 2, ())
     assert "s3:PutObject" in status.summary()
@@ -212,7 +212,7 @@ def test_what_nobody_put_right_in_time_is_left_for_sync(
     run = headrace.init(address=site.gateway.address, spool_dir=spool, quiet=True)
     source = make_file(1_000)
     run.log_artifact(source, "a")
-    until(lambda: "DENIED" in run.artifact_status().waits_for, "the reason")
+    eventually(lambda: "DENIED" in run.artifact_status().waits_for, "the reason")
     busy = headrace_cli("sync")
     assert busy.returncode == 1
     assert "its uploader is at work" in busy.stderr
@@ -228,7 +228,7 @@ def test_what_nobody_put_right_in_time_is_left_for_sync(
         with spool_files.claimed(queue / queues.UPLOADER_LOCK) as free:
             return free
 
-    until(uploader_gone, "the uploader's end")
+    eventually(uploader_gone, "the uploader's end")
     assert headrace_cli("sync").returncode == 1
     faults.faults.clear()
     done = headrace_cli("sync")
@@ -276,9 +276,9 @@ def test_a_killed_trainers_artifacts_arrive_all_the_same(
                 raise
             return False
 
-    until(arrived, "the artifact")
+    eventually(arrived, "the artifact")
     assert site.artifacts(run_id).read("a") == source.read_bytes()
-    until(lambda: not queues.queues(spool), "the uploader's end")
+    eventually(lambda: not queues.queues(spool), "the uploader's end")
 
 
 def test_a_killed_uploader_is_started_again_and_sends_only_what_is_missing(
@@ -287,7 +287,7 @@ def test_a_killed_uploader_is_started_again_and_sends_only_what_is_missing(
     source = make_file(96 * MIB)
     faults.faults.append(Fault(method="PUT", query="partNumber", delay_s=0.001))
     run.log_artifact(source, "a")
-    until(lambda: len(faults.parts_stored()) >= 2, "two parts")
+    eventually(lambda: len(faults.parts_stored()) >= 2, "two parts")
     uploader = run._artifacts._uploader
     assert uploader is not None
     uploader.kill()

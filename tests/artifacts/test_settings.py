@@ -21,8 +21,9 @@ from gateway.blobs.bucket import Bucket
 from gateway.config import Settings
 from gateway.domain.errors import HeadraceError
 from tests.artifacts.conftest import MIB, BucketAccess, open_site
-from tests.artifacts.test_faults import begun, until
+from tests.artifacts.test_faults import begun
 from tests.support.s3_faults import S3Faults
+from tests.support.waiting import eventually
 
 Make = Callable[..., Path]
 
@@ -138,7 +139,7 @@ def test_more_open_transfers_than_the_bound_are_told_to_come_again(
                 return artifact_error(error).reason == "OVERLOADED"
             return False
 
-        until(refused, "the refusal")
+        eventually(refused, "the refusal")
         assert not any(call.done() for call in held)
         over.set()
         for call in held:

@@ -10,6 +10,7 @@ import headrace
 import numpy as np
 import pytest
 from headrace.client import Client
+from headrace.importing import IMPORTED_FACT
 from headrace.v1 import run_service_pb2 as pb
 
 from tests.support.gateway_process import GatewayProcess
@@ -146,6 +147,7 @@ def _everything(client: Client, run_id: str) -> tuple[Any, ...]:
     message = client._run_message(run_id)
     for name in ("run_id", "experiment", "experiment_id", "create_time", "heartbeat_time"):
         message.ClearField(name)
+    message.facts.pop(IMPORTED_FACT, None)
     for attempt in message.attempts:
         attempt.ClearField("start_time")
     reads = []
@@ -191,8 +193,10 @@ def test_a_run_comes_back_from_parquet_as_it_was(
     assert (copy.experiment, copy.state) == ("imported", "KILLED")
     assert copy.run_id != first.id
     assert _everything(client, copy.run_id) == _everything(client, first.id)
-    again = client.import_run(file)  # onto the original: nothing changes but its writers
-    assert again.run_id == first.id
+    before = _everything(client, first.id)
+    with pytest.raises(headrace.GatewayError, match="RUN_EXISTS"):
+        client.import_run(file)  # its points would be there twice
+    assert _everything(client, first.id) == before
     assert list(tmp_path.glob(".*.part")) == []
 
 

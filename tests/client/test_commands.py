@@ -171,6 +171,10 @@ def test_a_run_is_exported_and_imported(
     assert (copy["experiment"], copy["params"]) == (experiment, {"loss": "1.0", "seed": "7"})
     exported = call("experiments", "export", experiment, "--to", tmp_path / "all").stdout
     assert len(exported.splitlines()) == 2
+    (tmp_path / "notes.txt").write_text("no run")
+    refused = call("runs", "import", tmp_path / "notes.txt", exit_code=1).stderr
+    assert "notes.txt is no Parquet file" in refused
+    assert "Traceback" not in refused
 
 
 def test_tail_prints_what_is_committed_until_the_run_ends(

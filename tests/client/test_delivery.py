@@ -20,6 +20,7 @@ from headrace.status import FAILED, FINISHED
 from tests.client.database import stored, stored_when
 from tests.client.reading import only_spool
 from tests.support.gateway_process import GatewayProcess
+from tests.support.waiting import eventually
 
 Start = Callable[..., headrace.Run]
 
@@ -54,14 +55,6 @@ def start(gateway: GatewayProcess, spool_root: Path) -> Iterator[Start]:
     yield start_run
     for run in runs:
         run.finish(timeout=10)
-
-
-def eventually(condition: Callable[[], bool], *, deadline_s: float = 30.0) -> None:
-    """Waits for a condition; AssertionError when it does not come true."""
-    deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def sender_pid(run: headrace.Run) -> int:

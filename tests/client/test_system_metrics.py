@@ -14,8 +14,8 @@ from headrace.system_metrics import SystemSampler
 
 from tests.artifacts.conftest import BucketAccess, bucket, open_site, server
 from tests.client.database import stored_when
-from tests.client.test_delivery import eventually
 from tests.support.gateway_process import GatewayProcess
+from tests.support.waiting import eventually
 
 __all__ = ["bucket", "server"]
 

@@ -19,7 +19,7 @@ from gateway.ingest.engine import IngestEngine, IngestSettings
 from gateway.ingest.session import Session
 from gateway.rpc.metric_write import MetricWriteService
 from gateway.store.connections import Database
-from gateway.store.metrics import MetricStore
+from gateway.store.writers import WriterStore
 from tests.ingest.streams import Point, batch
 
 _START = 1_700_000_000_000_000
@@ -97,7 +97,7 @@ class Stream:
 @pytest.fixture
 async def bench(database_dsn: str) -> AsyncIterator[Bench]:
     database = await Database.connect(database_dsn, ingest_connections=2, query_connections=2)
-    engine = IngestEngine(MetricStore(database), settings=IngestSettings())
+    engine = IngestEngine(WriterStore(database), settings=IngestSettings())
     await engine.start()
     admin = await asyncpg.connect(database_dsn)
     yield Bench(engine, database, admin)
@@ -183,7 +183,7 @@ async def test_a_zombie_of_another_gateway_is_fenced_at_its_flush_and_alone(
     async with contextlib.AsyncExitStack() as stack:
         other = await Database.connect(database_dsn, ingest_connections=1, query_connections=1)
         stack.push_async_callback(other.close)
-        await MetricStore(other).open_writer(request)
+        await WriterStore(other).open_writer(request)
     # Admitted before any writer task runs, so both are in one flush.
     zombie.send(1, [(0, 1, _START, 666.0)])
     bystander.send(1, [(0, 1, _START, 1.0)])

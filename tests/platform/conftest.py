@@ -1,8 +1,6 @@
-"""What platform tests share: clients of a gateway, and waiting without sleeping."""
+"""What platform tests share: clients of a gateway, and why calls fail."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 
 import grpc
 import pytest
@@ -42,11 +40,3 @@ async def reason_of(call: Awaitable[object]) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call
     return str(error_info(failed.value).reason)
-
-
-async def eventually(condition: Callable[[], bool], *, deadline_s: float = 30.0) -> None:
-    """Return when the condition holds; fail at the deadline."""
-    deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        await asyncio.sleep(0.01)

@@ -8,8 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import asyncpg
 import pytest
 
 from gateway.embedded import Embedded, EmbeddedError, EmbeddedPostgres, EmbeddedS3
+from tests.support.waiting import eventually
 
 # What `serve --embedded` does, then hangs: to be killed.
 _HOLDER = """
@@ -40,13 +39,6 @@ try:
 except EmbeddedError as error:
     sys.exit(str(error))
 """
-
-
-def eventually(condition: Callable[[], bool], *, deadline_s: float = 20.0) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)
 
 
 def hold(directory: Path) -> tuple[subprocess.Popen[str], int, int]:

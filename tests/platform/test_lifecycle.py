@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,8 +24,8 @@ from headrace.v1 import metric_service_pb2_grpc as metrics_grpc
 from headrace.v1 import run_service_pb2 as pb
 from headrace.v1 import run_service_pb2_grpc as pb_grpc
 
-from tests.platform.conftest import eventually
 from tests.support.gateway_process import GatewayProcess
+from tests.support.waiting import eventually_async
 
 BACKENDS = """
     SELECT count(*) FROM pg_stat_activity
@@ -93,7 +92,7 @@ async def test_a_drain_past_its_deadline_ends_all_the_same_and_says_so(
         async with open_stream(gateway.address) as stream, frozen.transaction():
             await frozen.execute("LOCK TABLE writers IN ACCESS EXCLUSIVE MODE")
             await send_point(stream, 1)
-            await eventually(lambda: gateway.metrics()["headrace_pending_bytes"] > 0)
+            await eventually_async(lambda: gateway.metrics()["headrace_pending_bytes"] > 0)
             assert gateway.terminate(deadline_s=20) == 1
         await frozen.close()
     assert "drain deadline passed" in gateway.log_path.read_text()
@@ -106,9 +105,9 @@ async def test_a_second_signal_stops_at_once(database_dsn: str, tmp_path: Path) 
         async with open_stream(gateway.address) as stream, frozen.transaction():
             await frozen.execute("LOCK TABLE writers IN ACCESS EXCLUSIVE MODE")
             await send_point(stream, 1)
-            await eventually(lambda: gateway.metrics()["headrace_pending_bytes"] > 0)
+            await eventually_async(lambda: gateway.metrics()["headrace_pending_bytes"] > 0)
             gateway.process.send_signal(signal.SIGTERM)
-            await eventually(lambda: "draining" in gateway.log_path.read_text())
+            await eventually_async(lambda: "draining" in gateway.log_path.read_text())
             assert gateway.terminate(deadline_s=20) == 1
         await frozen.close()
 
@@ -141,7 +140,7 @@ async def test_metrics_count_what_happened(gateway: GatewayProcess) -> None:
             await send_point(stream, sequence)
         while (await stream.read()).ack.committed_sequence < 3:
             pass
-        await eventually(lambda: gateway.metrics()["headrace_streams"] == 1)
+        await eventually_async(lambda: gateway.metrics()["headrace_streams"] == 1)
         found = gateway.metrics()
         assert found["headrace_points_accepted_total"] == 3
         assert found["headrace_flush_points_sum"] == 3
@@ -175,8 +174,8 @@ async def test_workers_share_port_budget_and_metrics_and_the_dead_are_replaced(
         workers = psutil.Process(gateway.pid).children()
         assert len(workers) == 2
         workers[0].kill()
-        await eventually(lambda: "worker died" in gateway.log_path.read_text())
-        await eventually(lambda: gateway.metrics().get("headrace_connections_budget") == 7)
+        await eventually_async(lambda: "worker died" in gateway.log_path.read_text())
+        await eventually_async(lambda: gateway.metrics().get("headrace_connections_budget") == 7)
         await asyncio.gather(*(create_one() for _ in range(8)))
         assert gateway.metrics()[calls] == 32  # what the dead one counted is kept
         assert await fetch_value(database_dsn, BACKENDS) == 7
@@ -188,9 +187,11 @@ async def test_workers_end_when_their_supervisor_is_killed(
 ) -> None:
     with GatewayProcess(database_dsn, tmp_path, arguments=["--workers", "2"]) as gateway:
         gateway.kill()
-        deadline = time.monotonic() + 10
-        while await fetch_value(database_dsn, BACKENDS):
-            assert time.monotonic() < deadline
+
+        async def ended() -> bool:
+            return not await fetch_value(database_dsn, BACKENDS)
+
+        await eventually_async(ended)
         gateway.start()
 
 
@@ -229,11 +230,14 @@ async def test_an_embedded_store_that_dies_is_started_again(tmp_path: Path) -> N
         postmaster.kill()
         async with grpc.aio.insecure_channel(gateway.address) as channel:
             stub: Any = pb_grpc.RunServiceStub(channel)
-            async with asyncio.timeout(60):
-                while True:
-                    with contextlib.suppress(grpc.aio.AioRpcError):
-                        await stub.CreateRun(pb.CreateRunRequest(run_id=uuid4().hex))
-                        break
+
+            async def answers() -> bool:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await stub.CreateRun(pb.CreateRunRequest(run_id=uuid4().hex))
+                    return True
+                return False
+
+            await eventually_async(answers)
         assert gateway.terminate() == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -20,6 +20,7 @@ from gateway.store.liveness import LivenessStore
 from gateway.store.migrate import migrate
 from tests.conftest import run_apart
 from tests.support.gateway_process import GatewayProcess
+from tests.support.waiting import eventually_async
 from tests.support.writer_stream import WriterStream, batch, finish, keys, opening
 from tests.tracker.conftest import stubs
 
@@ -155,13 +156,6 @@ def impatient(database_dsn: str, tmp_path: Path) -> Iterator[GatewayProcess]:
         yield process
 
 
-async def until(condition: Callable[[], Awaitable[bool]], *, deadline_s: float = 20.0) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not await condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        await asyncio.sleep(0.05)
-
-
 async def test_a_lost_run_returns_when_it_is_heard_of(impatient: GatewayProcess) -> None:
     async with grpc.aio.insecure_channel(impatient.address) as channel:
         tracker = stubs(channel)
@@ -170,14 +164,14 @@ async def test_a_lost_run_returns_when_it_is_heard_of(impatient: GatewayProcess)
         async def lost() -> bool:
             return bool((await tracker.run(run_id)).state == pb.RUN_STATE_LOST)
 
-        await until(lost)
+        await eventually_async(lost)
         run = await tracker.run(run_id)
         assert run.end_time == run.heartbeat_time
         await tracker.runs.HeartbeatRun(pb.HeartbeatRunRequest(run_id=run_id))
         run = await tracker.run(run_id)
         assert run.state == pb.RUN_STATE_RUNNING
         assert not run.HasField("end_time")
-        await until(lost)
+        await eventually_async(lost)
         # Points on a stream say so too.
         async with WriterStream(channel) as stream:
             await stream.send(opening(run_id), keys("k"), batch(1))
@@ -186,7 +180,7 @@ async def test_a_lost_run_returns_when_it_is_heard_of(impatient: GatewayProcess)
             async def running() -> bool:
                 return bool((await tracker.run(run_id)).state == pb.RUN_STATE_RUNNING)
 
-            await until(running)
+            await eventually_async(running)
 
 
 async def test_an_outage_of_the_gateway_loses_no_run(database_dsn: str, tmp_path: Path) -> None:
@@ -224,7 +218,7 @@ async def test_an_outage_of_the_database_loses_no_run(tmp_path: Path) -> None:
                         return False
                     return True
 
-                await until(reachable)
+                await eventually_async(reachable)
                 deadline = time.monotonic() + 1.5
                 while time.monotonic() < deadline:
                     assert (await tracker.run(run_id)).state == pb.RUN_STATE_RUNNING
@@ -246,7 +240,7 @@ async def test_searches_see_metrics_within_the_delay_and_exactly_at_the_end(
                 found = await tracker.search(filter="metrics.k = 7", include_data=True)
                 return [run.run_id for run in found] == [run_id]
 
-            await until(seen)
+            await eventually_async(seen)
             await stream.send(batch(2, value=[3.0]), finish(2))
             assert (await stream.failure()).code is grpc.StatusCode.OK
         run = (await tracker.runs.FinishRun(pb.FinishRunRequest(run_id=run_id))).run

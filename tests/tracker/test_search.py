@@ -168,7 +168,7 @@ async def search_all(store: SearchStore, search: RunSearch) -> list[str]:
 @given(
     expression=st.none() | expressions.expressions(),
     order=st.lists(order_terms(), max_size=3),
-    limit=st.sampled_from([1_000, 40, 7]),
+    limit=st.sampled_from([1_000, 40, 15]),
 )
 def test_a_search_finds_what_plain_python_finds_in_the_same_order(
     history: History,

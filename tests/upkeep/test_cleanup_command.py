@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,6 +14,7 @@ import pytest
 
 from tests.conftest import run_apart
 from tests.support.gateway_process import GatewayProcess
+from tests.support.waiting import eventually
 
 EXPERIMENT = "rec/ads/rank"
 
@@ -146,14 +145,6 @@ def test_mistakes_are_one_clear_line(
     assert "Traceback" not in failed.stderr
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what a gateway does by itself."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_gateway_cleans_up_and_purges_by_its_settings(database_dsn: str, tmp_path: Path) -> None:
     run_id = make_run(database_dsn, "old")
     kept = make_run(database_dsn, "young", days=1)
@@ -164,10 +155,10 @@ def test_a_gateway_cleans_up_and_purges_by_its_settings(database_dsn: str, tmp_p
     deleted = "SELECT run_id FROM runs WHERE deleted_at IS NOT NULL"
     purged = "SELECT run_id FROM runs WHERE purged_at IS NOT NULL"
     with GatewayProcess(database_dsn, tmp_path, environment=environment):
-        until(lambda: column(database_dsn, deleted) == {run_id})
+        eventually(lambda: column(database_dsn, deleted) == {run_id})
     # Purges are looked for once a minute, first of all when a gateway starts.
     with GatewayProcess(database_dsn, tmp_path, environment=environment):
-        until(lambda: column(database_dsn, purged) == {run_id})
+        eventually(lambda: column(database_dsn, purged) == {run_id})
     assert column(database_dsn, "SELECT run_id FROM runs WHERE purged_at IS NULL") == {kept}
 
 

@@ -1,7 +1,8 @@
 """Runs from Parquet files into a gateway: part of `headrace.Client`. See exporting.py.
 
 Idempotent: run id, writers and batches follow from the file, so an import that
-was interrupted is repeated as a whole and every point is stored once.
+was interrupted is repeated as a whole and every point is stored once. A run that
+was not imported has points of other writers: nothing is imported into it.
 """
 
 import os
@@ -16,7 +17,7 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from headrace.calls import gateway_error, retried
-from headrace.errors import HeadraceError
+from headrace.errors import GatewayError, HeadraceError
 from headrace.exporting import FORMAT, FORMAT_METADATA, RUN_METADATA, arrow
 from headrace.identifiers import derived_identifier, new_identifier
 from headrace.limits import BATCH_POINTS_MAX
@@ -27,6 +28,9 @@ from headrace.v1 import run_service_pb2 as pb
 
 READ_POINTS: Final = 256 * 1024
 """Points read at a time."""
+
+IMPORTED_FACT: Final = "headrace.imported"
+"""Of runs that were made by an import."""
 
 KEYS_PER_MESSAGE: Final = 500
 """Of at most 1,000 bytes each: below the 1 MiB of a message."""
@@ -59,11 +63,17 @@ class ImportMethods(RunMethods):
 
         Raises:
             HeadraceError: the file was not written by `export_run`.
-            GatewayError: RUN_EXISTS, RUN_PURGED, EXPERIMENT_DELETED, …
+            OSError: it cannot be read.
+            GatewayError: RUN_EXISTS for a run that was not imported, or into another
+                experiment; RUN_PURGED, EXPERIMENT_DELETED, …
             ImportError: pyarrow is not installed.
         """
         _, parquet = arrow()
-        with parquet.ParquetFile(Path(path)) as file:
+        try:
+            file = parquet.ParquetFile(Path(path))
+        except ValueError as error:  # what pyarrow's ArrowInvalid is
+            raise HeadraceError(f"{path} is no Parquet file: {error}") from error
+        with file:
             run = _run_of(file, Path(path))
             if new_id:
                 run.run_id = new_identifier()
@@ -105,8 +115,15 @@ class ImportMethods(RunMethods):
             host=run.host,
             git_commit=run.git_commit,
             entry_point=run.entry_point,
+            entries=[pb.MetadataEntry(fact=pb.Fact(name=IMPORTED_FACT, value="yes"))],
         )
-        self._call(self._run_service.CreateRun, request)
+        made = self._call(self._run_service.CreateRun, request)
+        if not made.created and IMPORTED_FACT not in made.run.facts:
+            raise GatewayError(
+                f"the run {run.run_id} is here already; import it under an id of its own "
+                "(--new-id, new_id=True)",
+                reason="RUN_EXISTS",
+            )
         self._write_entries(run.run_id, list(_entries(run)))
 
     def _import(

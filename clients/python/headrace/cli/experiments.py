@@ -1,4 +1,4 @@
-"""`headrace experiments`: list, create, show, rename, tag, delete, restore and export.
+"""`headrace experiments`: list, create, show, rename, delete, restore and export.
 
 headrace experiments create search/ranker/lambdamart --description "…" --tag owner=ada
 headrace experiments ls --filter "name LIKE 'search/%'"
@@ -10,43 +10,44 @@ from typing import Annotated
 import typer
 
 from headrace.cli import options
-from headrace.cli.gateway import ExitCode, connected, experiment_of, fail
+from headrace.cli.gateway import experiment_of, on_gateway, tags_of
 from headrace.cli.output import print_json, print_line, print_table
 from headrace.cli.runs import export_one
+from headrace.client import Client
 from headrace.experiments import ExperimentInfo
 
 application = typer.Typer(help="Experiments: named sets of runs.", no_args_is_help=True)
 
 
 @application.command("ls")
+@on_gateway
 def list_(
+    client: Client,
     *,
     filter_: options.Filter = "",
     order_by: options.OrderBy = None,
     deleted: options.Deleted = False,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """List experiments by name."""
-    with connected(address, tls_ca, workspace) as client:
-        found = client.search_experiments(
-            filter_, order_by=order_by or (), visibility="deleted" if deleted else "active"
-        )
-        if as_json:
-            for one in found:
-                print_json(one)
-            return
-        print_table(
-            ["id", "name", "created", "description"],
-            [[f"#{one.experiment_id}", one.name, one.created_at, one.description] for one in found],
-            none="no experiments",
-        )
+    found = client.search_experiments(
+        filter_, order_by=order_by or (), visibility="deleted" if deleted else "active"
+    )
+    if as_json:
+        for one in found:
+            print_json(one)
+        return
+    print_table(
+        ["id", "name", "created", "description"],
+        [[f"#{one.experiment_id}", one.name, one.created_at, one.description] for one in found],
+        none="no experiments",
+    )
 
 
 @application.command()
+@on_gateway
 def create(
+    client: Client,
     *,
     name: Annotated[str, typer.Argument(help="By convention team/project/kind.")],
     description: Annotated[str, typer.Option(help="Free text.")] = "",
@@ -54,37 +55,24 @@ def create(
     exist_ok: Annotated[
         bool, typer.Option("--exist-ok", help="One that has the name is fine.")
     ] = False,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Create an experiment."""
-    pairs = {}
-    for text in tags or ():
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise fail(f"--tag is {text!r}; it must be KEY=VALUE", ExitCode.USAGE)
-        pairs[key] = value
-    with connected(address, tls_ca, workspace) as client:
-        made = client.create_experiment(
-            name, description=description, tags=pairs, exist_ok=exist_ok
-        )
+    pairs = tags_of(tags)
+    made = client.create_experiment(name, description=description, tags=pairs, exist_ok=exist_ok)
     _tell(made, "", as_json=as_json)
 
 
 @application.command()
+@on_gateway
 def show(
+    client: Client,
     *,
     experiment: options.ExperimentName,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show an experiment, deleted or not."""
-    with connected(address, tls_ca, workspace) as client:
-        found = client.experiment(experiment_of(experiment))
+    found = client.experiment(experiment_of(experiment))
     if as_json:
         print_json(found)
         return
@@ -101,62 +89,54 @@ def show(
 
 
 @application.command()
+@on_gateway
 def rename(
+    client: Client,
     *,
     experiment: options.ExperimentName,
     name: Annotated[str, typer.Argument(help="The new name.")],
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Give an experiment another name."""
-    with connected(address, tls_ca, workspace) as client:
-        _tell(client.update_experiment(experiment_of(experiment), name=name), "", as_json=as_json)
+    _tell(client.update_experiment(experiment_of(experiment), name=name), "", as_json=as_json)
 
 
 @application.command()
+@on_gateway
 def delete(
+    client: Client,
     *,
     experiment: options.ExperimentName,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Hide an experiment and its runs. `headrace experiments restore` takes it back."""
-    with connected(address, tls_ca, workspace) as client:
-        _tell(client.delete_experiment(experiment_of(experiment)), "deleted", as_json=as_json)
+    _tell(client.delete_experiment(experiment_of(experiment)), "deleted", as_json=as_json)
 
 
 @application.command()
+@on_gateway
 def restore(
+    client: Client,
     *,
     experiment: options.ExperimentName,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Take a deletion back."""
-    with connected(address, tls_ca, workspace) as client:
-        _tell(client.restore_experiment(experiment_of(experiment)), "restored", as_json=as_json)
+    _tell(client.restore_experiment(experiment_of(experiment)), "restored", as_json=as_json)
 
 
 @application.command()
+@on_gateway
 def export(
+    client: Client,
     *,
     experiment: options.ExperimentName,
     to: Annotated[Path, typer.Option(help="A directory; one Parquet file a run.")] = Path(),
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write every run of an experiment as Parquet; see `headrace runs export`."""
-    with connected(address, tls_ca, workspace) as client:
-        for run in client.search_runs(experiments=[experiment_of(experiment)], include_data=False):
-            export_one(client, run.run_id, to, as_json=as_json)
+    for run in client.search_runs(experiments=[experiment_of(experiment)], include_data=False):
+        export_one(client, run.run_id, to, as_json=as_json)
 
 
 def _tell(experiment: ExperimentInfo, what: str, *, as_json: bool) -> None:

@@ -4,15 +4,17 @@ The line names the resource and, where there is one, the remedy.
 """
 
 import contextlib
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import typer
 
+from headrace.cli import options
 from headrace.client import Client
-from headrace.errors import ConfigurationError, GatewayError
+from headrace.errors import ConfigurationError, GatewayError, HeadraceError
 from headrace.settings import Settings, load_settings
 
 PATIENCE_S: Final = 5.0
@@ -76,6 +78,8 @@ def failures(address: str = "") -> Iterator[None]:
         raise fail(str(error), ExitCode.FAILED) from None
     except GatewayError as error:
         raise fail(_explained(error, address), _CODES.get(error.reason, ExitCode.FAILED)) from None
+    except HeadraceError as error:
+        raise fail(str(error), ExitCode.FAILED) from None
     except BrokenPipeError:  # `headrace runs ls | head`
         sys.stderr.close()
         raise typer.Exit(ExitCode.DONE) from None
@@ -117,6 +121,40 @@ def settings_of(
 def experiment_of(name: str) -> str | int:
     """An experiment as the user names it: by its name, or by `#` and its id."""
     return int(name[1:]) if name.startswith("#") and name[1:].isdigit() else name
+
+
+def tags_of(texts: Sequence[str] | None) -> dict[str, str]:
+    """Tags as the user writes them: KEY=VALUE."""
+    tags = {}
+    for text in texts or ():
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise fail(f"a tag is {text!r}; it must be KEY=VALUE", ExitCode.USAGE)
+        tags[key] = value
+    return tags
+
+
+def on_gateway(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a client as its first argument; its user, the flags that say of what."""
+
+    def connect(
+        *,
+        address: options.Address = None,
+        tls_ca: options.TlsCa = None,
+        workspace: options.Workspace = None,
+        **flags: Any,
+    ) -> None:
+        with connected(address, tls_ca, workspace) as client:
+            command(client, **flags)
+
+    # What typer reads: the command's flags but for its client, then these.
+    own = list(inspect.signature(command).parameters.values())[1:]
+    shared = list(inspect.signature(connect).parameters.values())[:-1]
+    signature = inspect.Signature([*own, *shared])
+    connect.__signature__ = signature  # type: ignore[attr-defined]
+    connect.__annotations__ = {one.name: one.annotation for one in (*own, *shared)}
+    connect.__name__, connect.__doc__ = command.__name__, command.__doc__
+    return connect
 
 
 def _explained(error: GatewayError, address: str) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from headrace.cli import options
-from headrace.cli.gateway import connected
+from headrace.cli.gateway import on_gateway
 from headrace.cli.output import print_json, print_line, print_table
 from headrace.client import Client
 from headrace.columns import SeriesColumns
@@ -31,29 +31,27 @@ Smooth = Annotated[
 
 
 @application.command()
+@on_gateway
 def show(
+    client: Client,
     *,
     run: options.RunName,
     keys: Keys = None,
     ranks: Ranks = None,
     points: Annotated[bool, typer.Option("--points", help="Every point.")] = False,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show the last, least and greatest value of series, or with --points every point."""
-    with connected(address, tls_ca, workspace) as client:
-        run_id = client.find_run(run).run_id
-        if points:
-            _show_points(_read(client, run_id, keys, ranks), as_json=as_json)
-            return
-        found = [
-            series
-            for series in client.series(run_id)
-            if (not keys or series.key in keys) and (not ranks or series.rank in ranks)
-        ]
-        _refuse_unknown(run, keys, {series.key for series in found})
+    run_id = client.find_run(run).run_id
+    if points:
+        _show_points(_read(client, run_id, keys, ranks), as_json=as_json)
+        return
+    found = [
+        series
+        for series in client.series(run_id)
+        if (not keys or series.key in keys) and (not ranks or series.rank in ranks)
+    ]
+    _refuse_unknown(run, keys, {series.key for series in found})
     if as_json:
         for series in found:
             print_json(series)
@@ -77,7 +75,9 @@ def show(
 
 
 @application.command()
+@on_gateway
 def plot(
+    client: Client,
     *,
     run: options.RunName,
     keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="The metrics.")],
@@ -88,18 +88,14 @@ def plot(
     ] = None,
     log_scale: Annotated[bool, typer.Option("--log", help="Logarithmic values.")] = False,
     max_points: Smooth = 1_000,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
 ) -> None:
     """Plot metrics over their steps, in the terminal or into a file (headrace[plots])."""
-    with connected(address, tls_ca, workspace) as client:
-        found = client.find_run(run)
-        series = _read(client, found.run_id, keys, ranks, max_points=max_points)
-        if output is not None:
-            image_plot(series, output, title=found.name, log_scale=log_scale)
-            print_line(str(output))
-            return
+    found = client.find_run(run)
+    series = _read(client, found.run_id, keys, ranks, max_points=max_points)
+    if output is not None:
+        image_plot(series, output, title=found.name, log_scale=log_scale)
+        print_line(str(output))
+        return
     width, height = shutil.get_terminal_size((100, 24))
     print_line(
         terminal_plot(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from headrace.cli import options
-from headrace.cli.gateway import ExitCode, connected, experiment_of, fail
+from headrace.cli.gateway import ExitCode, experiment_of, fail, on_gateway, tags_of
 from headrace.cli.output import duration, print_json, print_line, print_table, shown, state
 from headrace.client import Client
 from headrace.run_info import RunInfo
@@ -23,7 +23,9 @@ _ID_DIGITS = 12
 
 
 @application.command("ls")
+@on_gateway
 def list_(
+    client: Client,
     *,
     experiments: Annotated[
         list[str] | None,
@@ -37,9 +39,6 @@ def list_(
         typer.Option("--column", "-c", help="Also params.KEY, tags.KEY, metrics.KEY, summary.KEY."),
     ] = None,
     deleted: options.Deleted = False,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """List runs, newest first."""
@@ -50,48 +49,45 @@ def list_(
                 "summary.KEY",
                 ExitCode.USAGE,
             )
-    with connected(address, tls_ca, workspace) as client:
-        found = client.search_runs(
-            filter_,
-            experiments=[experiment_of(name) for name in experiments or ()],
-            order_by=order_by or (),
-            visibility="deleted" if deleted else "active",
-            limit=limit,
-        )
-        if as_json:
-            for run in found:
-                print_json(run)
-            return
-        print_table(
-            ["run", "name", "experiment", "state", "started", "took", *(columns or ())],
+    found = client.search_runs(
+        filter_,
+        experiments=[experiment_of(name) for name in experiments or ()],
+        order_by=order_by or (),
+        visibility="deleted" if deleted else "active",
+        limit=limit,
+    )
+    if as_json:
+        for run in found:
+            print_json(run)
+        return
+    print_table(
+        ["run", "name", "experiment", "state", "started", "took", *(columns or ())],
+        [
             [
-                [
-                    run.run_id[:_ID_DIGITS],
-                    run.name,
-                    run.experiment,
-                    state(run.state),
-                    run.started_at,
-                    duration(run.started_at, run.ended_at),
-                    *(_cell(run, column) for column in columns or ()),
-                ]
-                for run in found
-            ],
-            none="no runs",
-        )
+                run.run_id[:_ID_DIGITS],
+                run.name,
+                run.experiment,
+                state(run.state),
+                run.started_at,
+                duration(run.started_at, run.ended_at),
+                *(_cell(run, column) for column in columns or ()),
+            ]
+            for run in found
+        ],
+        none="no runs",
+    )
 
 
 @application.command()
+@on_gateway
 def show(
+    client: Client,
     *,
     run: options.RunName,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show all that is known of a run."""
-    with connected(address, tls_ca, workspace) as client:
-        found = client.find_run(run)
+    found = client.find_run(run)
     if as_json:
         print_json(found)
         return
@@ -125,7 +121,9 @@ def show(
 
 
 @application.command()
+@on_gateway
 def compare(
+    client: Client,
     *,
     runs: options.RunNames,
     metrics: Annotated[
@@ -134,15 +132,11 @@ def compare(
     differing: Annotated[
         bool, typer.Option("--differing", help="Only params in which the runs differ.")
     ] = False,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Put runs side by side: params, last, least and greatest metrics, summary values."""
-    with connected(address, tls_ca, workspace) as client:
-        chosen = [client.find_run(run).run_id for run in runs]
-        table = client.compare(chosen, metrics=metrics or (), differing=differing)
+    chosen = [client.find_run(run).run_id for run in runs]
+    table = client.compare(chosen, metrics=metrics or (), differing=differing)
     if as_json:
         for row in table.rows:
             print_json(row)
@@ -159,7 +153,9 @@ def compare(
 
 
 @application.command()
+@on_gateway
 def tag(
+    client: Client,
     *,
     run: options.RunName,
     tags: Annotated[
@@ -168,83 +164,73 @@ def tag(
     delete_keys: Annotated[
         list[str] | None, typer.Option("--delete", "-d", metavar="KEY", help="Tags to delete.")
     ] = None,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
 ) -> None:
     """Set and delete tags of a run."""
-    pairs = dict(_pair(text) for text in tags or ())
-    with connected(address, tls_ca, workspace) as client:
-        run_id = client.find_run(run).run_id
-        client.delete_tags(run_id, *(delete_keys or ()))
-        client.set_tags(run_id, pairs)
+    pairs = tags_of(tags)
+    run_id = client.find_run(run).run_id
+    client.delete_tags(run_id, *(delete_keys or ()))
+    client.set_tags(run_id, pairs)
     print_line(f"{run_id}: {len(pairs)} set, {len(delete_keys or ())} deleted")
 
 
 @application.command()
+@on_gateway
 def rename(
+    client: Client,
     *,
     run: options.RunName,
     name: Annotated[str, typer.Argument(help="The new name.")],
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
 ) -> None:
     """Give a run another name."""
-    with connected(address, tls_ca, workspace) as client:
-        print_line(client.update_run(client.find_run(run).run_id, name=name).name)
+    print_line(client.update_run(client.find_run(run).run_id, name=name).name)
 
 
 @application.command()
+@on_gateway
 def delete(
+    client: Client,
     *,
     runs: options.RunNames,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Hide runs from searches. `headrace runs restore` takes it back until they are purged."""
-    with connected(address, tls_ca, workspace) as client:
-        for name in runs:
-            deleted = client.delete_run(client.find_run(name).run_id)
-            _tell(deleted, "deleted", as_json=as_json)
+    for name in runs:
+        deleted = client.delete_run(client.find_run(name).run_id)
+        _tell(deleted, "deleted", as_json=as_json)
 
 
 @application.command()
+@on_gateway
 def restore(
+    client: Client,
     *,
     runs: options.RunNames,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Take deletions back. Names count here for deleted runs too."""
-    with connected(address, tls_ca, workspace) as client:
-        for name in runs:
-            restored = client.restore_run(client.find_run(name, visibility="all").run_id)
-            _tell(restored, "restored", as_json=as_json)
+    for name in runs:
+        restored = client.restore_run(client.find_run(name, visibility="all").run_id)
+        _tell(restored, "restored", as_json=as_json)
 
 
 @application.command()
+@on_gateway
 def export(
+    client: Client,
     *,
     runs: options.RunNames,
     to: Annotated[Path, typer.Option(help="A directory; one Parquet file a run.")] = Path(),
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write runs as Parquet: points as columns, everything else in the file's metadata."""
-    with connected(address, tls_ca, workspace) as client:
-        for name in runs:
-            export_one(client, client.find_run(name).run_id, to, as_json=as_json)
+    for name in runs:
+        export_one(client, client.find_run(name).run_id, to, as_json=as_json)
 
 
 @application.command("import")
+@on_gateway
 def import_(
+    client: Client,
     *,
     files: Annotated[list[Path], typer.Argument(exists=True, help="What `export` wrote.")],
     experiment: Annotated[
@@ -253,19 +239,15 @@ def import_(
     new_id: Annotated[
         bool, typer.Option("--new-id", help="Under new run ids, beside the originals.")
     ] = False,
-    address: options.Address = None,
-    tls_ca: options.TlsCa = None,
-    workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Read what `export` wrote. Repeat it to go on after an interruption (not with --new-id)."""
-    with connected(address, tls_ca, workspace) as client:
-        for file in files:
-            stored = client.import_run(file, experiment=experiment, new_id=new_id)
-            if as_json:
-                print_json(stored)
-            else:
-                print_line(f"{stored.run_id} {stored.name} ({stored.experiment})")
+    for file in files:
+        stored = client.import_run(file, experiment=experiment, new_id=new_id)
+        if as_json:
+            print_json(stored)
+        else:
+            print_line(f"{stored.run_id} {stored.name} ({stored.experiment})")
 
 
 def export_one(client: Client, run_id: str, directory: Path, *, as_json: bool) -> None:
@@ -312,13 +294,6 @@ def _cell(run: RunInfo, column: str) -> object:
         return None if metric is None else metric.last
     values = {"params": run.params, "tags": run.tags, "summary": run.summary}[kind]
     return values.get(key)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise fail(f"a tag is {text!r}; it must be KEY=VALUE", ExitCode.USAGE)
-    return key, value
 
 
 def _tell(run: RunInfo, what: str, *, as_json: bool) -> None:

@@ -1,21 +1,9 @@
-"""Compiles filters and orders to parametrised SQL.
-
-The one place of the gateway where SQL is put together from pieces; all other SQL
-stands in queries/*.sql. What a user wrote reaches PostgreSQL as bind parameters
-only: keys, values and cursors are `$n`, and the pieces of text are constants of
-this module.
-
-A page is found by its keyset, never by an offset: the WHERE clause repeats the
-order's keys of the last row before. The first term of an order on a metric, param,
-tag or summary value is read in two phases, since only so the order of an index can
-be used: first those that have the value, then those that do not.
-"""
+"""Compiles a filter to a condition, and collects the bind parameters of its statement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from enum import Enum, auto
 from typing import Final
 from uuid import UUID
 
@@ -33,117 +21,20 @@ from gateway.domain.filters.syntax import (
     Not,
     Operator,
     Or,
-    OrderTerm,
     Presence,
     Value,
 )
 from gateway.domain.runs import RunState
-from gateway.domain.searches import CursorValue, Phase
-
-
-class Kind(Enum):
-    """What an attribute or value is compared with."""
-
-    TEXT = auto()
-    NUMBER = auto()
-    TIME = auto()
-    STATE = auto()
-    RUN_ID = auto()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attribute:
-    """A column of the searched table `r`."""
-
-    sql: str
-    kind: Kind
-    nullable: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What is searched.
-
-    Attributes:
-        table: aliased `r`.
-        id_column: the primary key, which breaks ties.
-        attributes: by canonical name.
-        names: how attributes may be written, in lower case, to canonical names.
-        tables: of keyed entities: table, and whether it repeats experiment_id.
-    """
-
-    table: str
-    id_column: str
-    attributes: dict[str, Attribute]
-    names: dict[str, str]
-    tables: dict[Entity, tuple[str, bool]]
-
-
-_RUN_ATTRIBUTES: Final = {
-    "run_id": Attribute(sql="r.run_id", kind=Kind.RUN_ID),
-    "parent_run_id": Attribute(sql="r.parent_run_id", kind=Kind.RUN_ID, nullable=True),
-    "experiment_id": Attribute(sql="r.experiment_id", kind=Kind.NUMBER),
-    "name": Attribute(sql="r.name", kind=Kind.TEXT),
-    "state": Attribute(sql="r.state", kind=Kind.STATE),
-    "start_time": Attribute(sql="r.started_at", kind=Kind.TIME),
-    "end_time": Attribute(sql="r.ended_at", kind=Kind.TIME, nullable=True),
-    "create_time": Attribute(sql="r.created_at", kind=Kind.TIME),
-    "user_name": Attribute(sql="r.user_name", kind=Kind.TEXT),
-    "host": Attribute(sql="r.host", kind=Kind.TEXT),
-    "git_commit": Attribute(sql="r.git_commit", kind=Kind.TEXT),
-    "entry_point": Attribute(sql="r.entry_point", kind=Kind.TEXT),
-}
-
-RUNS: Final = Target(
-    table="runs",
-    id_column="run_id",
-    attributes=_RUN_ATTRIBUTES,
-    names={
-        **{name: name for name in _RUN_ATTRIBUTES},
-        # MLflow's names.
-        "run_name": "name",
-        "run name": "name",
-        "status": "state",
-        "user_id": "user_name",
-        "user": "user_name",
-        "created": "start_time",
-        "source_name": "entry_point",
-    },
-    tables={
-        Entity.METRIC: ("run_metrics", True),
-        Entity.PARAM: ("run_params", True),
-        Entity.TAG: ("run_tags", True),
-        Entity.SUMMARY: ("run_summary", False),
-        Entity.DATASET: ("run_datasets", False),
-    },
+from gateway.store.search_sql.targets import (
+    METRIC_COLUMNS,
+    PAIR_SEPARATOR,
+    PREFIX_CHARACTERS,
+    Attribute,
+    Kind,
+    Target,
+    pair_of,
 )
 
-EXPERIMENTS: Final = Target(
-    table="experiments",
-    id_column="experiment_id",
-    attributes={
-        "experiment_id": Attribute(sql="r.experiment_id", kind=Kind.NUMBER),
-        "name": Attribute(sql="r.name", kind=Kind.TEXT),
-        "creation_time": Attribute(sql="r.created_at", kind=Kind.TIME),
-        "last_update_time": Attribute(sql="r.updated_at", kind=Kind.TIME),
-    },
-    names={
-        "experiment_id": "experiment_id",
-        "name": "name",
-        "creation_time": "creation_time",
-        "create_time": "creation_time",
-        "last_update_time": "last_update_time",
-        "update_time": "last_update_time",
-    },
-    tables={Entity.TAG: ("experiment_tags", False)},
-)
-
-_METRIC_COLUMNS: Final = {
-    Aggregate.LAST: "last_value",
-    Aggregate.MIN: "min_value",
-    Aggregate.MAX: "max_value",
-    Aggregate.STEP: "last_step",
-}
 # What a param or tag must look like to be compared with a number. Short, so that
 # the cast cannot overflow.
 _NUMERIC: Final = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$"
@@ -152,8 +43,6 @@ _NEGATED: Final = {
     Operator.NOT_ILIKE: "ILIKE",
 }
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_PREFIX_CHARACTERS: Final = 128  # of the indexes on params and tags
-_PAIR_SEPARATOR: Final = "\x1f"  # between key and value in them
 
 
 @dataclass(slots=True, kw_only=True)
@@ -225,7 +114,7 @@ class Compiler:
                 return self._attribute(expression, self.target.attributes[item.key])
             case Entity.METRIC:
                 _want_numbers(item, values)
-                column = f"m.{_METRIC_COLUMNS[item.aggregate]}"
+                column = f"m.{METRIC_COLUMNS[item.aggregate]}"
                 test = self._numbers(column, expression)
                 if item.aggregate is not Aggregate.STEP:
                     test = f"{column} <> 'NaN' AND {test}"
@@ -240,13 +129,13 @@ class Compiler:
                 test = self._numbers("m.number", expression)
                 return self._exists(item, f"coalesce(m.number <> 'NaN' AND {test}, FALSE)")
             case Entity.DATASET:
-                self._table(item)
+                self.table(item)
                 _want_texts(item, values)
                 test = self._texts(f"m.{item.key}", expression)  # one of three, by the parser
                 return f"EXISTS (SELECT FROM run_datasets m WHERE m.run_id = r.run_id AND {test})"
 
     def _exists(self, item: Field, test: str) -> str:
-        table, scoped = self._table(item)
+        table, scoped = self.table(item)
         narrowed = f" AND {self.scope('m')}" if scoped and self.experiment_ids is not None else ""
         key = self.bind(item.key, "text")
         return (
@@ -254,7 +143,8 @@ class Compiler:
             f"r.{self.target.id_column}{narrowed} AND m.key = {key} AND {test})"
         )
 
-    def _table(self, item: Field) -> tuple[str, bool]:
+    def table(self, item: Field) -> tuple[str, bool]:
+        """Return the table of an entity, and whether it repeats experiment_id."""
         found = self.target.tables.get(item.entity)
         if found is None:
             raise invalid(f"{item.entity.value} cannot be searched here", item.column)
@@ -324,9 +214,9 @@ class Compiler:
 
         It stands for the key's test too: the planner would count both.
         """
-        table, _ = self._table(item)
-        pairs = [f"{item.key}{_PAIR_SEPARATOR}{start}" for start in starts]
-        pair = _pair("m")
+        table, _ = self.table(item)
+        pairs = [f"{item.key}{PAIR_SEPARATOR}{start}" for start in starts]
+        pair = pair_of("m")
         if len(pairs) == 1:
             test = f"{pair} = {self.bind(pairs[0], 'text')}"
         else:
@@ -349,13 +239,13 @@ class Compiler:
             equal = not expression.negated
         else:
             equal = expression.operator is Operator.EQUAL
-        starts = [str(value)[:_PREFIX_CHARACTERS] for value in values]
-        scoped = self._table(item)[1]
+        starts = [str(value)[:PREFIX_CHARACTERS] for value in values]
+        scoped = self.table(item)[1]
         # A key with the separator cannot exist, and would be mistaken for another.
-        if not equal or not scoped or _PAIR_SEPARATOR in item.key:
+        if not equal or not scoped or PAIR_SEPARATOR in item.key:
             return self._exists(item, self._texts("m.value", expression))
         test = self._equal_pairs(item, starts)
-        if all(len(start) < _PREFIX_CHARACTERS for start in starts):
+        if all(len(start) < PREFIX_CHARACTERS for start in starts):
             return test
         return f"({test} AND {self._exists(item, self._texts('m.value', expression))})"
 
@@ -396,196 +286,6 @@ class Compiler:
         if expression.operator in PATTERN_OPERATORS:
             raise invalid(f"{expression.field} has no LIKE", expression.field.column)
         return f"{column} {operator} {self.bind(values[0], cast)}"
-
-
-# -- orders -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Key:
-    """One key of an order: its expression, its direction and its type.
-
-    Attributes:
-        pair: of a param or tag, the expression of the index of pairs. It orders as
-            the value does, up to the 128 characters that it has of it.
-        pair_prefix: what the pairs of the key begin with.
-    """
-
-    sql: str
-    descending: bool
-    nullable: bool
-    cast: str
-    pair: str = ""
-    pair_prefix: str = ""
-
-    @property
-    def order(self) -> str:
-        """The key in ORDER BY."""
-        direction = "DESC" if self.descending else "ASC"
-        pair = f"{self.pair} {direction}, " if self.pair else ""
-        return f"{pair}{self.sql} {direction}{' NULLS LAST' if self.nullable else ''}"
-
-
-def phases(order: Sequence[OrderTerm]) -> tuple[Phase, ...]:
-    """Return the phases of an order, in the order in which they are read."""
-    if order and order[0].field.entity is not Entity.ATTRIBUTE:
-        return (Phase.PRESENT, Phase.MISSING)
-    return (Phase.WHOLE,)
-
-
-def compile_page(
-    compiler: Compiler,
-    *,
-    restriction: str,
-    expression: Expression | None,
-    order: Sequence[OrderTerm],
-    phase: Phase,
-    after: Sequence[CursorValue] | None,
-    limit: int,
-) -> str:
-    """Return the statement of one page, in one phase.
-
-    It selects the id as `id` and the order's keys as `k0`, `k1`, …: what `after`
-    of the next page is made of.
-
-    Args:
-        compiler: fresh; holds the bind parameters afterwards.
-        restriction: a constant condition on `r`.
-        expression: the filter.
-        order: its terms; ties are broken by the id.
-        phase: one of `phases(order)`.
-        after: the keys and the id of the last row before; None for the first page.
-        limit: rows.
-    """
-    target = compiler.target
-    joins: list[str] = []
-    where = [compiler.scope("r"), restriction]
-    keys: list[_Key] = []
-    for number, term in enumerate(order):
-        if number == 0 and phase is Phase.MISSING:
-            where.append(f"(NOT {_has_value(compiler, term.field)})")
-            continue
-        keys.append(_order_key(compiler, term, number, joins, inner=phase is Phase.PRESENT))
-    if expression is not None:
-        where.append(compiler.condition(expression))
-    # Where the first key is another table's, its id: then the index has both.
-    tie = f"o0.{target.id_column}" if phase is Phase.PRESENT else f"r.{target.id_column}"
-    id_cast = "uuid" if target is RUNS else "bigint"
-    if after is not None:
-        where.append(_keyset(compiler, keys, tie, id_cast, after))
-    selected = "".join(f", {key.sql} AS k{number}" for number, key in enumerate(keys))
-    ordered = "".join(f"{key.order}, " for key in keys)
-    return (
-        f"SELECT r.{target.id_column} AS id{selected} FROM {target.table} r {' '.join(joins)} "
-        f"WHERE {' AND '.join(where)} ORDER BY {ordered}{tie} "
-        f"LIMIT {compiler.bind(limit, 'bigint')}"
-    )
-
-
-def _order_key(
-    compiler: Compiler, term: OrderTerm, number: int, joins: list[str], *, inner: bool
-) -> _Key:
-    item = term.field
-    if item.entity is Entity.ATTRIBUTE:
-        attribute = compiler.target.attributes[item.key]
-        sql, cast = {
-            Kind.TEXT: (f'{attribute.sql} COLLATE "C"', "text"),
-            Kind.NUMBER: (attribute.sql, "bigint"),
-            Kind.TIME: (attribute.sql, "timestamptz"),
-            Kind.STATE: (attribute.sql, "smallint"),
-            Kind.RUN_ID: (attribute.sql, "uuid"),
-        }[attribute.kind]
-        return _Key(sql=sql, descending=term.descending, nullable=attribute.nullable, cast=cast)
-    if item.entity is Entity.DATASET:
-        raise invalid("runs cannot be ordered by datasets", item.column, field="order_by")
-    table, scoped = compiler._table(item)
-    alias = f"o{number}"
-    first = inner and number == 0
-    narrowed = f" AND {compiler.scope(alias)}" if scoped and first else ""
-    column, cast = _value_column(item, alias)
-    pair = pair_prefix = ""
-    if narrowed and item.entity in (Entity.PARAM, Entity.TAG) and _PAIR_SEPARATOR not in item.key:
-        pair, pair_prefix = _pair(alias), item.key + _PAIR_SEPARATOR
-        after = item.key + chr(ord(_PAIR_SEPARATOR) + 1)
-        of_key = (
-            f"{pair} >= {compiler.bind(pair_prefix, 'text')} "
-            f"AND {pair} < {compiler.bind(after, 'text')}"
-        )
-    else:
-        of_key = f"{alias}.key = {compiler.bind(item.key, 'text')}"
-    joins.append(
-        f"{'JOIN' if first else 'LEFT JOIN'} {table} {alias} ON "
-        f"{alias}.{compiler.target.id_column} = r.{compiler.target.id_column}{narrowed} "
-        f"AND {of_key} AND {_value_present(item, alias)}"
-    )
-    return _Key(
-        sql=column,
-        descending=term.descending,
-        nullable=not first,
-        cast=cast,
-        pair=pair,
-        pair_prefix=pair_prefix,
-    )
-
-
-def _pair(alias: str) -> str:
-    """Return the expression of the indexes on params and tags."""
-    separator = f"chr({ord(_PAIR_SEPARATOR)})"
-    return f"({alias}.key || {separator} || left({alias}.value, {_PREFIX_CHARACTERS}))"
-
-
-def _value_column(item: Field, alias: str) -> tuple[str, str]:
-    if item.entity is Entity.METRIC:
-        cast = "bigint" if item.aggregate is Aggregate.STEP else "float8"
-        return f"{alias}.{_METRIC_COLUMNS[item.aggregate]}", cast
-    if item.entity is Entity.SUMMARY:
-        return f"{alias}.number", "float8"
-    return f"{alias}.value", "text"
-
-
-def _value_present(item: Field, alias: str) -> str:
-    column, cast = _value_column(item, alias)
-    return f"{column} <> 'NaN'" if cast == "float8" else "TRUE"
-
-
-def _has_value(compiler: Compiler, item: Field) -> str:
-    table, _ = compiler._table(item)
-    identity = compiler.target.id_column
-    return (
-        f"EXISTS (SELECT FROM {table} m WHERE m.{identity} = r.{identity} "
-        f"AND m.key = {compiler.bind(item.key, 'text')} AND {_value_present(item, 'm')})"
-    )
-
-
-def _keyset(
-    compiler: Compiler,
-    keys: Sequence[_Key],
-    tie: str,
-    id_cast: str,
-    after: Sequence[CursorValue],
-) -> str:
-    """Return the condition that a row comes after the one with these keys and id."""
-    *values, last_id = after
-    condition = f"{tie} > {compiler.bind(last_id, id_cast)}"
-    for key, value in reversed(list(zip(keys, values, strict=True))):
-        if value is None:
-            # Missing values come last: nothing is behind them but further ties.
-            condition = f"({key.sql} IS NULL AND {condition})"
-            continue
-        place = compiler.bind(value, key.cast)
-        further = f"{key.sql} {'<' if key.descending else '>'} {place}"
-        if key.nullable:
-            further = f"({further} OR {key.sql} IS NULL)"
-        condition = f"({further} OR ({key.sql} = {place} AND {condition}))"
-    if keys and values[0] is not None and not keys[0].nullable:
-        # Says nothing new, but an index can begin there.
-        if keys[0].pair:
-            start = keys[0].pair_prefix + str(values[0])[:_PREFIX_CHARACTERS]
-            column, place = keys[0].pair, compiler.bind(start, "text")
-        else:
-            column, place = keys[0].sql, compiler.bind(values[0], keys[0].cast)
-        condition = f"({column} {'<=' if keys[0].descending else '>='} {place} AND {condition})"
-    return condition
 
 
 # -- values -------------------------------------------------------------------
