@@ -41,7 +41,10 @@ app.add_typer(artifacts, name="artifacts")
 
 @app.command()
 def version(json_: AsJson = False) -> None:
-    """Print the version of the gateway and of its database schema."""
+    """Print the version of the gateway and of its database schema.
+
+    headrace-gateway version --json
+    """
     revision = migrations.migrations()[-1].revision
     if json_:
         typer.echo(json.dumps({"version": gateway_version(), "schema": revision}))

@@ -43,7 +43,7 @@ def canary_command(
 
       headrace-gateway canary --address gateway:7420 --metrics-listen 0.0.0.0:7422
 
-      headrace-gateway canary --beats 10 --metrics-listen off --json      a check, for scripts
+      headrace-gateway canary --beats 10 --metrics-listen off --json      # a check, for scripts
 
     Exit status: 0 all that was acknowledged was read back, once and in order; 1 it was not,
     or nothing was; 2 the flags are bad.

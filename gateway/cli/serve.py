@@ -79,7 +79,7 @@ def serve_command(
 
     Migrates the database first.
 
-      headrace-gateway serve --embedded ./data          everything on this machine
+      headrace-gateway serve --embedded ./data          # everything on this machine
 
       headrace-gateway serve --dsn postgresql://tracker@db/headrace --workers 2
 

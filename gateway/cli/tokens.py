@@ -76,7 +76,10 @@ def token_list(
     embedded: EmbeddedDirectory = None,
     json_: AsJson = False,
 ) -> None:
-    """List tokens, without their texts."""
+    """List tokens, without their texts.
+
+    headrace-gateway token ls --embedded ./data
+    """
 
     async def list_all(store: TokenStore) -> list[Any]:
         return await store.list()
@@ -116,7 +119,10 @@ def token_revoke(
     dsn: Dsn = None,
     embedded: EmbeddedDirectory = None,
 ) -> None:
-    """Revoke a token for ever; running gateways notice within seconds."""
+    """Revoke a token for ever; running gateways notice within seconds.
+
+    headrace-gateway token revoke 3
+    """
 
     async def revoke(store: TokenStore) -> bool:
         return await store.revoke(token_id)

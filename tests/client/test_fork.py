@@ -16,7 +16,7 @@ from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually
 
 ROUNDS = 50
-ONLINE_ROUNDS = 20
+ONLINE_ROUNDS = 50
 """Each logging worker starts a sender: 0.3 s of CPU. All rounds fork; these also deliver."""
 
 

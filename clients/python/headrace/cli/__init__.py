@@ -5,11 +5,14 @@ gateway.py (the connection, failures and exit codes) and output.py (tables and
 JSON).
 """
 
+import platform
 from typing import Final
 
 import typer
 
-from headrace.cli import artifacts, experiments, login, metrics, runs, spools, tail
+import headrace
+from headrace.cli import artifacts, experiments, login, metrics, options, runs, spools, tail
+from headrace.cli.output import print_json, print_line
 
 application: Final = typer.Typer(
     help="""Track training runs through a Headrace gateway.
@@ -33,6 +36,19 @@ application.add_typer(metrics.application, name="metrics")
 application.add_typer(artifacts.application, name="artifacts")
 application.command()(tail.tail)
 application.command()(spools.sync)
+
+
+@application.command()
+def version(*, as_json: options.AsJson = False) -> None:
+    """Print the version of this library and of the Python that runs it.
+
+    headrace version --json
+    """
+    versions = {"headrace": headrace.__version__, "python": platform.python_version()}
+    if as_json:
+        print_json(versions)
+    else:
+        print_line(f"headrace {versions['headrace']}, Python {versions['python']}")
 
 
 def main() -> None:

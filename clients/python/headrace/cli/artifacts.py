@@ -1,9 +1,4 @@
-"""`headrace artifacts`: put, get, list, remove and verify the files of a run.
-
-headrace artifacts put RUN checkpoints/ --name checkpoints
-headrace artifacts get RUN checkpoints/last.pt
-headrace artifacts ls RUN --recursive --json
-"""
+"""`headrace artifacts`: put, get, list, remove and verify the files of a run."""
 
 import contextlib
 import json
@@ -62,7 +57,10 @@ def put(
     direct: DirectMode = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Store a file, or every file below a directory. Repeat it to go on after an interruption."""
+    """Store a file, or every file below a directory. Repeat it to go on after an interruption.
+
+    headrace artifacts put brisk-heron-417 checkpoints/ --name checkpoints
+    """
     total = sum(file.stat().st_size for file, _ in rules.walk(source, ""))
     with (
         _artifacts(run, address, tls_ca, workspace, direct) as artifacts,
@@ -85,7 +83,10 @@ def get(
     workspace: options.Workspace = None,
     direct: DirectMode = "auto",
 ) -> None:
-    """Write an artifact or a folder here, verified. Repeat it to go on after an interruption."""
+    """Write an artifact or a folder here, verified. Repeat it to go on after an interruption.
+
+    headrace artifacts get brisk-heron-417 checkpoints/last.pt
+    """
     with (
         _artifacts(run, address, tls_ca, workspace, direct) as artifacts,
         _progress("get", _size(artifacts, path), quiet=False) as tell,
@@ -105,7 +106,10 @@ def list_(
     workspace: options.Workspace = None,
     as_json: AsJson = False,
 ) -> None:
-    """List a folder."""
+    """List a folder.
+
+    headrace artifacts ls brisk-heron-417 --recursive --json
+    """
     with _artifacts(run, address, tls_ca, workspace) as artifacts:
         _print(list(artifacts.list(folder, recursive=recursive)), as_json=as_json)
 
@@ -120,7 +124,10 @@ def remove(
     tls_ca: options.TlsCa = None,
     workspace: options.Workspace = None,
 ) -> None:
-    """Delete an artifact, or a folder with all below it."""
+    """Delete an artifact, or a folder with all below it.
+
+    headrace artifacts rm brisk-heron-417 checkpoints --recursive
+    """
     with _artifacts(run, address, tls_ca, workspace) as artifacts:
         count = artifacts.delete(path, recursive=recursive)
     typer.echo(f"{count} deleted")
@@ -140,7 +147,10 @@ def verify(
     workspace: options.Workspace = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every byte against its digest. Exits with 1 if anything differs."""
+    """Check every byte against its digest. Exits with 1 if anything differs.
+
+    headrace artifacts verify brisk-heron-417
+    """
     bad = 0
     with _artifacts(run, address, tls_ca, workspace) as artifacts:
         entries = _entries(artifacts, path)

@@ -1,8 +1,4 @@
-"""`headrace experiments`: list, create, show, rename, delete, restore and export.
-
-headrace experiments create search/ranker/lambdamart --description "…" --tag owner=ada
-headrace experiments ls --filter "name LIKE 'search/%'"
-"""
+"""`headrace experiments`: list, create, show, rename, delete, restore and export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +25,10 @@ def list_(
     deleted: options.Deleted = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List experiments by name."""
+    """List experiments by name.
+
+    headrace experiments ls --filter "name LIKE 'search/%'"
+    """
     found = client.search_experiments(
         filter_, order_by=order_by or (), visibility="deleted" if deleted else "active"
     )
@@ -57,7 +56,10 @@ def create(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Create an experiment."""
+    """Create an experiment.
+
+    headrace experiments create search/ranker/lambdamart --tag owner=ranking
+    """
     pairs = tags_of(tags)
     made = client.create_experiment(name, description=description, tags=pairs, exist_ok=exist_ok)
     _tell(made, "", as_json=as_json)
@@ -71,7 +73,10 @@ def show(
     experiment: options.ExperimentName,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show an experiment, deleted or not."""
+    """Show an experiment, deleted or not.
+
+    headrace experiments show search/ranker/lambdamart
+    """
     found = client.experiment(experiment_of(experiment))
     if as_json:
         print_json(found)
@@ -97,7 +102,10 @@ def rename(
     name: Annotated[str, typer.Argument(help="The new name.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Give an experiment another name."""
+    """Give an experiment another name.
+
+    headrace experiments rename search/ranker/lambdamart search/ranker/trees
+    """
     _tell(client.update_experiment(experiment_of(experiment), name=name), "", as_json=as_json)
 
 
@@ -109,7 +117,10 @@ def delete(
     experiment: options.ExperimentName,
     as_json: options.AsJson = False,
 ) -> None:
-    """Hide an experiment and its runs. `headrace experiments restore` takes it back."""
+    """Hide an experiment and its runs. `headrace experiments restore` takes it back.
+
+    headrace experiments delete search/ranker/lambdamart
+    """
     _tell(client.delete_experiment(experiment_of(experiment)), "deleted", as_json=as_json)
 
 
@@ -121,7 +132,10 @@ def restore(
     experiment: options.ExperimentName,
     as_json: options.AsJson = False,
 ) -> None:
-    """Take a deletion back."""
+    """Take a deletion back.
+
+    headrace experiments restore search/ranker/lambdamart
+    """
     _tell(client.restore_experiment(experiment_of(experiment)), "restored", as_json=as_json)
 
 
@@ -134,7 +148,10 @@ def export(
     to: Annotated[Path, typer.Option(help="A directory; one Parquet file a run.")] = Path(),
     as_json: options.AsJson = False,
 ) -> None:
-    """Write every run of an experiment as Parquet; see `headrace runs export`."""
+    """Write every run of an experiment as Parquet; see `headrace runs export`.
+
+    headrace experiments export search/ranker/lambdamart --to exported/
+    """
     for run in client.search_runs(experiments=[experiment_of(experiment)], include_data=False):
         export_one(client, run.run_id, to, as_json=as_json)
 

@@ -30,6 +30,10 @@ def login(
 
     The file is readable for you alone. HEADRACE_ADDRESS and HEADRACE_TOKEN win over it, and
     its token is never sent to another address. With --no-check nothing is asked.
+
+    headrace login https://tracker.example.org:7420
+
+    echo "$TOKEN" | headrace login 10.0.0.7:7420 --token -
     """
     settings = settings_of(address, tls_ca, workspace)
     given = token if token is not None else os.environ.get("HEADRACE_TOKEN")

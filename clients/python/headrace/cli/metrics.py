@@ -1,10 +1,4 @@
-"""`headrace metrics`: series of a run as a table, as points, as a plot in the terminal or a file.
-
-headrace metrics show RUN
-headrace metrics show RUN train/loss --points --json
-headrace metrics plot RUN train/loss val/loss
-headrace metrics plot RUN train/loss --output loss.svg
-"""
+"""`headrace metrics`: series of a run as a table, as points or as a plot."""
 
 import shutil
 import sys
@@ -23,7 +17,7 @@ from headrace.plots import image_plot, terminal_plot
 
 application = typer.Typer(help="The metrics of runs.", no_args_is_help=True)
 
-Keys = Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Default: all.")]
+Keys = Annotated[list[str] | None, typer.Argument(metavar="KEY", help="Default: all.")]
 Ranks = Annotated[list[int] | None, typer.Option("--rank", help="Only these; default: all.")]
 Smooth = Annotated[
     int, typer.Option("--max-points", min=4, help="Of each series, down-sampled; extremes stay.")
@@ -41,7 +35,12 @@ def show(
     points: Annotated[bool, typer.Option("--points", help="Every point.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show the last, least and greatest value of series, or with --points every point."""
+    """Show the last, least and greatest value of series, or with --points every point.
+
+    headrace metrics show brisk-heron-417
+
+    headrace metrics show brisk-heron-417 train/loss --points --json
+    """
     run_id = client.find_run(run).run_id
     if points:
         _show_points(_read(client, run_id, keys, ranks), as_json=as_json)
@@ -80,7 +79,7 @@ def plot(
     client: Client,
     *,
     run: options.RunName,
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="The metrics.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="The metrics.")],
     ranks: Ranks = None,
     output: Annotated[
         Path | None,
@@ -89,7 +88,12 @@ def plot(
     log_scale: Annotated[bool, typer.Option("--log", help="Logarithmic values.")] = False,
     max_points: Smooth = 1_000,
 ) -> None:
-    """Plot metrics over their steps, in the terminal or into a file (headrace[plots])."""
+    """Plot metrics over their steps, in the terminal or into a file (with the extra `plots`).
+
+    headrace metrics plot brisk-heron-417 train/loss val/loss --log
+
+    headrace metrics plot brisk-heron-417 train/loss --output loss.svg
+    """
     found = client.find_run(run)
     series = _read(client, found.run_id, keys, ranks, max_points=max_points)
     if output is not None:

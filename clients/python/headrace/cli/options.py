@@ -17,7 +17,7 @@ RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, its first digits, or its name.")
 ]
 RunNames = Annotated[
-    list[str], typer.Argument(metavar="RUN...", help="Ids, their first digits, or names.")
+    list[str], typer.Argument(metavar="RUN", help="Ids, their first digits, or names.")
 ]
 ExperimentName = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="The experiment's name, or its id as #ID.")

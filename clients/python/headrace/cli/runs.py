@@ -1,9 +1,4 @@
-"""`headrace runs`: list, show, compare, tag, delete, restore, export and import runs.
-
-headrace runs ls digits --filter "metrics.loss < 0.3" --order-by "metrics.loss ASC"
-headrace runs show brisk-heron-417
-headrace runs compare 0192ab 0192cd --differing
-"""
+"""`headrace runs`: list, show, compare, tag, delete, restore, export and import runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +24,7 @@ def list_(
     *,
     experiments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[EXPERIMENT]...", help="Names, or ids as #ID; default: all."),
+        typer.Argument(metavar="EXPERIMENT", help="Names, or ids as #ID; default: all."),
     ] = None,
     filter_: options.Filter = "",
     order_by: options.OrderBy = None,
@@ -41,7 +36,12 @@ def list_(
     deleted: options.Deleted = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List runs, newest first."""
+    """List runs, newest first.
+
+    headrace runs ls search/ranker/lambdamart
+
+    headrace runs ls --filter "metrics.loss < 0.3" --order-by "metrics.loss ASC" -c params.depth
+    """
     for column in columns or ():
         if column.partition(".")[0] not in {"params", "tags", "metrics", "summary"}:
             raise fail(
@@ -86,7 +86,12 @@ def show(
     run: options.RunName,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show all that is known of a run."""
+    """Show all that is known of a run.
+
+    headrace runs show brisk-heron-417
+
+    headrace runs show 0192ab --json
+    """
     found = client.find_run(run)
     if as_json:
         print_json(found)
@@ -134,7 +139,10 @@ def compare(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Put runs side by side: params, last, least and greatest metrics, summary values."""
+    """Put runs side by side: params, last, least and greatest metrics, summary values.
+
+    headrace runs compare brisk-heron-417 0192cd --differing
+    """
     chosen = [client.find_run(run).run_id for run in runs]
     table = client.compare(chosen, metrics=metrics or (), differing=differing)
     if as_json:
@@ -159,13 +167,16 @@ def tag(
     *,
     run: options.RunName,
     tags: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Tags to set.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Tags to set.")
     ] = None,
     delete_keys: Annotated[
         list[str] | None, typer.Option("--delete", "-d", metavar="KEY", help="Tags to delete.")
     ] = None,
 ) -> None:
-    """Set and delete tags of a run."""
+    """Set and delete tags of a run.
+
+    headrace runs tag brisk-heron-417 stage=review --delete draft
+    """
     pairs = tags_of(tags)
     run_id = client.find_run(run).run_id
     client.delete_tags(run_id, *(delete_keys or ()))
@@ -181,7 +192,10 @@ def rename(
     run: options.RunName,
     name: Annotated[str, typer.Argument(help="The new name.")],
 ) -> None:
-    """Give a run another name."""
+    """Give a run another name.
+
+    headrace runs rename brisk-heron-417 baseline
+    """
     print_line(client.update_run(client.find_run(run).run_id, name=name).name)
 
 
@@ -193,7 +207,10 @@ def delete(
     runs: options.RunNames,
     as_json: options.AsJson = False,
 ) -> None:
-    """Hide runs from searches. `headrace runs restore` takes it back until they are purged."""
+    """Hide runs from searches. `headrace runs restore` takes it back until they are purged.
+
+    headrace runs delete brisk-heron-417 0192cd
+    """
     for name in runs:
         deleted = client.delete_run(client.find_run(name).run_id)
         _tell(deleted, "deleted", as_json=as_json)
@@ -207,7 +224,10 @@ def restore(
     runs: options.RunNames,
     as_json: options.AsJson = False,
 ) -> None:
-    """Take deletions back. Names count here for deleted runs too."""
+    """Take deletions back. Names count here for deleted runs too.
+
+    headrace runs restore brisk-heron-417
+    """
     for name in runs:
         restored = client.restore_run(client.find_run(name, visibility="all").run_id)
         _tell(restored, "restored", as_json=as_json)
@@ -222,7 +242,10 @@ def export(
     to: Annotated[Path, typer.Option(help="A directory; one Parquet file a run.")] = Path(),
     as_json: options.AsJson = False,
 ) -> None:
-    """Write runs as Parquet: points as columns, everything else in the file's metadata."""
+    """Write runs as Parquet: points as columns, everything else in the file's metadata.
+
+    headrace runs export brisk-heron-417 --to exported/
+    """
     for name in runs:
         export_one(client, client.find_run(name).run_id, to, as_json=as_json)
 
@@ -241,7 +264,10 @@ def import_(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Read what `export` wrote. Repeat it to go on after an interruption (not with --new-id)."""
+    """Read what `export` wrote. Repeat it to go on after an interruption (not with --new-id).
+
+    headrace runs import exported/*.parquet
+    """
     for file in files:
         stored = client.import_run(file, experiment=experiment, new_id=new_id)
         if as_json:

@@ -1,9 +1,4 @@
-"""`headrace sync` and `headrace status`: send spools that no sender delivers, look at what waits.
-
-headrace sync              every spool of the default directory
-headrace sync /mnt/spool   another directory, or one spool
-headrace status --json
-"""
+"""`headrace sync` and `headrace status`: deliver what no sender does, see what waits."""
 
 import asyncio
 import json
@@ -72,6 +67,10 @@ def sync(
     """Send what spools hold. Safe to repeat: every record is stored exactly once.
 
     Exits with 1 when something was not sent.
+
+    headrace sync
+
+    headrace sync /mnt/spool --timeout 60
     """
     settings = settings_of(address, tls_ca, workspace)
     spools = _spools(directories, settings)
@@ -95,7 +94,12 @@ def status(
         bool, typer.Option("--json", help="One JSON object a spool or queue.")
     ] = False,
 ) -> None:
-    """Show whether the gateway answers, and what is not delivered yet. Changes nothing."""
+    """Show whether the gateway answers, and what is not delivered yet. Changes nothing.
+
+    headrace status
+
+    headrace status --json
+    """
     settings = settings_of()
     if not as_json:
         sys.stdout.write(f"gateway {settings.address}: {_answer(settings)}\n")

@@ -25,9 +25,7 @@ SETTLE_S: Final = 2.0
 def tail(
     *,
     run: options.RunName,
-    keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="Default: all.")
-    ] = None,
+    keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="Default: all.")] = None,
     lines: Annotated[
         int, typer.Option("--lines", "-n", min=0, help="Points of each metric to begin with.")
     ] = 5,
@@ -36,7 +34,12 @@ def tail(
     workspace: options.Workspace = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Print a run's points as they are committed, until the run ends or Ctrl-C."""
+    """Print a run's points as they are committed, until the run ends or Ctrl-C.
+
+    headrace tail brisk-heron-417
+
+    headrace tail brisk-heron-417 train/loss --lines 100 --json
+    """
     with (
         connected(address, tls_ca, workspace) as client,
         connected(address, tls_ca, workspace) as following,
