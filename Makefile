@@ -43,11 +43,11 @@ artifacts-full: setup ## artifacts at full size: 4 GiB in one file, 32 x 256 MiB
 	HEADRACE_ARTIFACTS_FULL=1 $(BIN)/python -m pytest tests/artifacts/test_memory.py -rP
 
 .PHONY: bench
-bench: setup ## measure ingest beside raw COPY; writes benchmarks/results/latest.json
+bench: setup ## measure what is promised, in minutes; writes benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks
 
 .PHONY: peers
-peers: setup ## install what --full compares with: MLflow and other trackers, VictoriaMetrics (Debian, as root)
+peers: setup ## install what benchmarks compare with: MLflow and other trackers, VictoriaMetrics (Debian, as root)
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
 		'mlflow>=3.17,<4' 'psycopg[binary]>=3.2,<4' trackio wandb tensorboardX

@@ -39,63 +39,64 @@ from benchmarks.tracker import measure_metadata, measure_search
 SCENARIOS: Final = (
     # First, in a fresh process: memory that busier scenarios freed would hide the streams.
     Scenario(name="idle", summary="memory and connections with 1,000 idle streams",
-             measure=measure_idle, rounds_max=1),
+             measure=measure_idle, seconds=8, rounds=1, rounds_brief=1),
     Scenario(name="artifacts", summary="one large file by aioboto3, through the gateway, past it",
-             measure=measure_artifacts),
+             measure=measure_artifacts, seconds=12, rounds=3, rounds_brief=2),
     Scenario(name="ack-artifacts", summary="acknowledgement latency alone and beside 16 uploads",
-             measure=measure_acks_beside_artifacts, rounds_max=2),
+             measure=measure_acks_beside_artifacts, seconds=22, rounds=2, rounds_brief=0),
     Scenario(name="copy", summary="raw binary COPY of rows, with and without an index",
-             measure=measure_copy),
+             measure=measure_copy, seconds=12, rounds=5, rounds_brief=3),
     Scenario(name="raw", summary="64 raw streams, 1,000-point batches, as fast as they go",
-             measure=measure_saturated),
-    Scenario(name="wide", summary="one run that logs 50,000 keys a step", measure=measure_wide),
-    Scenario(name="executemany", summary="asyncpg's executemany into the indexed table",
-             measure=measure_executemany),
-    Scenario(name="ack", summary="acknowledgement latency at a steady 100,000 points/s",
-             measure=measure_paced, rounds_max=2),
-    Scenario(name="clients", summary="64 training processes through spool and sender",
-             measure=measure_clients, rounds_max=2),
-    Scenario(name="log-call", summary="what one log() of 10 scalars costs the training thread",
-             measure=measure_log_call, rounds_max=2),
-    Scenario(name="metadata", summary="calls that write ten params and tags each",
-             measure=measure_metadata, rounds_max=2),
-    Scenario(name="compaction", summary="a million points logged one by one, merged and read",
-             measure=measure_compaction, rounds_max=1),
-    Scenario(name="search", summary="typical pages among 100,000 runs with 45 values each",
-             measure=measure_search, rounds_max=1),
-    Scenario(name="crowd", summary="5,000 idle streams, and one more writer",
-             measure=measure_crowd, rounds_max=1, full=True),
-    Scenario(name="rows", summary="copy_records_to_table; staging with ON CONFLICT",
-             measure=measure_rows, rounds_max=1, full=True),
-    Scenario(name="mlflow", summary="MLflow's server: batches and single points, 1 to 64 jobs",
-             measure=measure_mlflow, rounds_max=1, full=True),
-    Scenario(name="mlflow-client", summary="MLflow's asynchronous logging, 8 jobs",
-             measure=measure_mlflow_client, rounds_max=1, full=True),
-    Scenario(name="mlflow-crowd", summary="MLflow's server with 50, 100 and 500 clients at once",
-             measure=measure_mlflow_crowd, rounds_max=1, full=True),
+             measure=measure_saturated, seconds=4, rounds=5, rounds_brief=3),
     Scenario(name="victoria", summary="VictoriaMetrics: JSON lines and line protocol",
-             measure=measure_victoria_metrics, rounds_max=2, full=True),
-    Scenario(name="log-call-peers", summary="a log call of MLflow, wandb, trackio, tensorboardX",
-             measure=measure_peer_log_calls, rounds_max=1, full=True),
-    Scenario(name="streams", summary="1 to 5,000 saturated streams",
-             measure=measure_streams, rounds_max=1, full=True),
-    Scenario(name="batches", summary="messages of 1 to 1,000 points",
-             measure=measure_batches, rounds_max=1, full=True),
-    Scenario(name="offered", summary="latency against offered load, up to the knee",
-             measure=measure_offered, rounds_max=1, full=True),
-    Scenario(name="disorder", summary="swapped, repeated and late steps beside ordered ones",
-             measure=measure_disorder, rounds_max=1, full=True),
-    Scenario(name="workers", summary="one gateway process and two",
-             measure=measure_workers, rounds_max=1, full=True),
-    Scenario(name="reads", summary="reading while 64 streams write",
-             measure=measure_reads, rounds_max=1, full=True),
-    # Last: what it stores stays.
+             measure=measure_victoria_metrics, seconds=8, rounds=3, rounds_brief=1),
+    Scenario(name="mlflow", summary="MLflow's server: batches and single points, 1 to 64 jobs",
+             measure=measure_mlflow, seconds=80, rounds=1, rounds_brief=1),
+    Scenario(name="wide", summary="one run that logs 50,000 keys a step",
+             measure=measure_wide, seconds=9, rounds=3, rounds_brief=1),
+    Scenario(name="executemany", summary="asyncpg's executemany into the indexed table",
+             measure=measure_executemany, seconds=2, rounds=3, rounds_brief=1),
+    Scenario(name="ack", summary="acknowledgement latency at a steady 100,000 points/s",
+             measure=measure_paced, seconds=10, rounds=2, rounds_brief=1),
+    Scenario(name="clients", summary="64 training processes through spool and sender",
+             measure=measure_clients, seconds=25, rounds=2, rounds_brief=1),
+    Scenario(name="log-call", summary="what one log() of 10 scalars costs the training thread",
+             measure=measure_log_call, seconds=8, rounds=2, rounds_brief=1),
+    Scenario(name="metadata", summary="calls that write ten params and tags each",
+             measure=measure_metadata, seconds=4, rounds=2, rounds_brief=1),
+    Scenario(name="compaction", summary="a million points logged one by one, merged and read",
+             measure=measure_compaction, seconds=25, rounds=1, rounds_brief=1),
+    Scenario(name="search", summary="typical pages among 100,000 runs with 45 values each",
+             measure=measure_search, seconds=45, rounds=1, rounds_brief=1),
+    Scenario(name="crowd", summary="5,000 idle streams, and one more writer",
+             measure=measure_crowd, seconds=20, rounds=1, rounds_brief=1),
     Scenario(name="growth", summary="ingest before and after a mass of stored points",
-             measure=measure_growth, rounds_max=1, full=True),
+             measure=measure_growth, seconds=40, rounds=1, rounds_brief=1),
+    Scenario(name="rows", summary="copy_records_to_table; staging with ON CONFLICT",
+             measure=measure_rows, seconds=12, rounds=1, rounds_brief=0),
+    Scenario(name="mlflow-client", summary="MLflow's asynchronous logging, 8 jobs",
+             measure=measure_mlflow_client, seconds=25, rounds=1, rounds_brief=0),
+    Scenario(name="mlflow-crowd", summary="MLflow's server with 50, 100 and 500 clients at once",
+             measure=measure_mlflow_crowd, seconds=150, rounds=1, rounds_brief=0),
+    Scenario(name="log-call-peers", summary="a log call of MLflow, wandb, trackio, tensorboardX",
+             measure=measure_peer_log_calls, seconds=60, rounds=1, rounds_brief=0),
+    Scenario(name="streams", summary="1 to 5,000 saturated streams",
+             measure=measure_streams, seconds=40, rounds=1, rounds_brief=0),
+    Scenario(name="batches", summary="messages of 1 to 1,000 points",
+             measure=measure_batches, seconds=20, rounds=1, rounds_brief=0),
+    Scenario(name="offered", summary="latency against offered load, up to the knee",
+             measure=measure_offered, seconds=30, rounds=1, rounds_brief=0),
+    Scenario(name="disorder", summary="swapped, repeated and late steps beside ordered ones",
+             measure=measure_disorder, seconds=25, rounds=1, rounds_brief=0),
+    Scenario(name="workers", summary="one gateway process and two",
+             measure=measure_workers, seconds=14, rounds=1, rounds_brief=0),
+    Scenario(name="reads", summary="reading while 64 streams write",
+             measure=measure_reads, seconds=25, rounds=1, rounds_brief=0),
 )  # fmt: skip
 SOAK: Final = Scenario(
-    name="soak", summary="minutes or hours of steady load", measure=measure_soak, rounds_max=1
-)
+    name="soak", summary="minutes or hours of steady load", measure=measure_soak,
+    seconds=240, rounds=1, rounds_brief=0,
+)  # fmt: skip
 
 DEFAULTS: Final = Load()
 WORKERS: Final = min(2, os.cpu_count() or 1)
@@ -110,7 +111,7 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
     scenario: Annotated[
         list[str] | None, typer.Option(help="Run only this one; repeat for more.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds, at most.")] = 5,
     streams: Annotated[int, typer.Option(min=1, help="Raw streams, and clients.")] = 64,
     raw_points: Annotated[
         int, typer.Option(min=1_000, help="Points of a round of raw streams.")
@@ -124,10 +125,17 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
     idle_streams: Annotated[
         int, typer.Option(min=1, help="Streams opened to weigh them.")
     ] = DEFAULTS.idle_streams,
-    full: Annotated[bool, typer.Option("--full", help="Every scenario, peers included.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every scenario, at length: about a quarter of an hour.")
+    ] = False,
     growth_points: Annotated[
-        int, typer.Option(min=4, help="Points stored between the measurements of growth.")
-    ] = DEFAULTS.growth_points,
+        int | None,
+        typer.Option(
+            min=4,
+            help="Points stored between the measurements of growth.",
+            show_default="40 million; 10 without --full",
+        ),
+    ] = None,
     soak_minutes: Annotated[
         int, typer.Option(min=0, help="Only a soak of so many minutes.", show_default="no soak")
     ] = 0,
@@ -142,13 +150,18 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
 ) -> None:
     """Measure Headrace on this machine, load generator included, beside what else there is.
 
-      python -m benchmarks                       beside raw PostgreSQL
+      python -m benchmarks                       minutes: the figures that are promised
 
-      python -m benchmarks --full                beside the peers that `make peers` installs
+      python -m benchmarks --full                everything
+
+      python -m benchmarks --scenario streams    one scenario, as in a full run
 
       python -m benchmarks --scenario growth --growth-points 200000000
 
       python -m benchmarks --soak-minutes 60
+
+    Peers are measured where `make peers` installed them, and skipped with a word
+    where not.
 
     Starts a PostgreSQL and a gateway of its own in a temporary directory,
     audits every round of ingest, prints medians and promises, and writes them
@@ -160,34 +173,41 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
     console = Console()
     if listing:
         for item in SCENARIOS:
-            note = " [dim](--full)[/]" if item.full else ""
+            note = "" if item.rounds_brief else " [dim](--full)[/]"
             console.print(f"[bold]{item.name:16}[/] {item.summary}{note}")
         return
     known = {item.name: item for item in SCENARIOS}
     unknown = sorted(set(scenario or ()) - known.keys())
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}")
+    brief = not (full or scenario or soak_minutes)
     chosen = [
-        item for item in SCENARIOS if (item.name in scenario if scenario else full or not item.full)
+        item
+        for item in SCENARIOS
+        if (item.name in scenario if scenario else full or item.rounds_brief)
     ]
     if soak_minutes:
         chosen = [SOAK]
     load = Load(
+        brief=brief,
         streams=streams,
         raw_points=raw_points,
         copy_points=copy_points,
         wide_points=wide_points,
         idle_streams=idle_streams,
-        growth_points=growth_points,
+        growth_points=growth_points or DEFAULTS.growth_points // (4 if brief else 1),
         soak_minutes=soak_minutes,
     )
     results = asyncio.run(
         _measure(chosen, load=load, rounds=rounds, workers=workers, output=output, console=console)
     )
-    for suffix in (".png", ".svg"):
-        charts.draw(output, output.with_suffix(suffix))
     results.print(console)
-    console.print(f"wrote {output} and its charts")
+    drawn = [
+        target
+        for suffix in (".png", ".svg")
+        if charts.draw(output, target := output.with_suffix(suffix))
+    ]
+    console.print("wrote", output, *drawn)
     if results.failures:
         raise typer.Exit(1)
 

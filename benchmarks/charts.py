@@ -24,16 +24,21 @@ BARS: Final = (
 )
 
 
-def draw(result: Path, target: Path) -> None:
+def draw(result: Path, target: Path) -> bool:
     """Draw the ingest rates of a result file as bars from low to high.
 
     Args:
         result: the JSON of `Results.write`.
         target: .png or .svg.
+
+    Returns:
+        Whether the result has a rate to draw.
     """
     document = json.loads(result.read_text(encoding="utf-8"))
     figures, spread = document["figures"], document["spread"]
     bars = [bar for bar in BARS if bar[0] in figures]
+    if not bars:
+        return False
     chart, axes = plt.subplots(figsize=(9, 0.62 * len(bars) + 1.6), layout="constrained")
     rates = [figures[name] for name, _label, _colour in bars]
     for row, (name, _label, colour) in enumerate(bars):
@@ -63,6 +68,7 @@ def draw(result: Path, target: Path) -> None:
     )
     chart.savefig(target, dpi=150)
     plt.close(chart)
+    return True
 
 
 def draw_page(document: Mapping[str, Any], directory: Path) -> Iterator[Path]:

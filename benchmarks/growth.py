@@ -20,7 +20,15 @@ MASS_ROUND_POINTS: Final = 10_000_000
 
 
 async def measure_growth(site: Site, load: Load) -> dict[str, float]:
-    """Measure the rate now, after a quarter and after all of `load.growth_points` more."""
+    """Measure the rate now, after a quarter and after all of `load.growth_points` more.
+
+    On servers of its own: the mass would burden whatever is measured after it.
+    """
+    async with Site.open(workers=site.workers) as own:
+        return await _measure(own, load)
+
+
+async def _measure(site: Site, load: Load) -> dict[str, float]:
     before = await _rate(site, load)
     figures = {"ingest_before_growth_points_per_s": before}
     stored = 0

@@ -5,6 +5,7 @@ others go on. Before each measurement PostgreSQL writes a checkpoint, so that
 nobody pays for the round before.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +28,17 @@ class Scenario:
         name: as in `--scenario`.
         summary: one line for `--list`.
         measure: measures one round and returns figures by name.
-        rounds_max: rounds beyond this add nothing, or take too long.
-        full: measured only with `--full`, or when it is named.
+        seconds: what a round takes on two cores, to tell how long a run will.
+        rounds: the most rounds of a full run: further ones add nothing, or take too long.
+        rounds_brief: the same without `--full`; 0 leaves it out.
     """
 
     name: str
     summary: str
     measure: Measure
-    rounds_max: int = 1_000
-    full: bool = False
+    seconds: float
+    rounds: int
+    rounds_brief: int
 
 
 async def run(
@@ -49,27 +52,44 @@ async def run(
     console: Console,
 ) -> None:
     """Run the rounds, writing the result after each measurement."""
-    for round_number in range(1, rounds + 1):
-        for scenario in scenarios:
-            if round_number > scenario.rounds_max or results.gave_up(scenario.name):
-                continue
-            with console.status(f"round {round_number} of {rounds}: {scenario.name}"):
-                await site.checkpoint()
-                try:
-                    figures = await scenario.measure(site, load)
-                except NotInstalledError as error:
-                    results.skipped[scenario.name] = str(error)
-                    console.print(f"[yellow]{scenario.name} skipped[/]: {error}")
-                    continue
-                except Exception as error:  # a report is wanted, not a crash
-                    results.failures[scenario.name] = f"{type(error).__name__}: {error}"
-                    console.print(f"[red]{scenario.name}[/]: {results.failures[scenario.name]}")
-                    continue
-            figures |= {
-                "connections_max": site.connections_max,
-                "connections_budget": site.connections_budget,
-            }
-            results.add(scenario.name, figures)
-            results.write(output)
-            shown = ", ".join(f"{name} {value:,.0f}" for name, value in figures.items())
-            console.print(f"[dim]round {round_number}[/] [bold]{scenario.name}[/]: {shown}")
+    queue = [
+        (number, scenario)
+        for number in range(1, rounds + 1)
+        for scenario in scenarios
+        if number <= (scenario.rounds_brief if load.brief else scenario.rounds)
+    ]
+    began = time.monotonic()
+    for position, (number, scenario) in enumerate(queue):
+        if results.gave_up(scenario.name):
+            continue
+        left_s = sum(each.seconds for _, each in queue[position:] if not results.gave_up(each.name))
+        console.print(
+            f"[dim]{position + 1} of {len(queue)}, {_clock(time.monotonic() - began)} gone,"
+            f" about {_clock(left_s)} left:[/] {scenario.name}, round {number}"
+        )
+        await site.checkpoint()
+        started = time.monotonic()
+        try:
+            figures = await scenario.measure(site, load)
+        except NotInstalledError as error:
+            results.skipped[scenario.name] = str(error)
+            console.print(f"[bold yellow]SKIPPED {scenario.name}[/]: {error}")
+            continue
+        except Exception as error:  # a report is wanted, not a crash
+            results.failures[scenario.name] = f"{type(error).__name__}: {error}"
+            console.print(f"[red]{scenario.name}[/]: {results.failures[scenario.name]}")
+            continue
+        figures |= {
+            "connections_max": site.connections_max,
+            "connections_budget": site.connections_budget,
+        }
+        results.add(scenario.name, figures, seconds=time.monotonic() - started)
+        results.write(output)
+        shown = ", ".join(f"{name} {value:,.0f}" for name, value in figures.items())
+        console.print(f"    {shown}", highlight=False)
+    results.write(output)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"

@@ -14,6 +14,7 @@ class Load:
     """How much a round sends.
 
     Attributes:
+        brief: a run of minutes: fewer rounds, and peers at what is best for them alone.
         streams: concurrent writers, each of a run of its own.
         series: series of each run; a step writes all of them.
         batch_points: points in one message of a raw stream.
@@ -32,6 +33,7 @@ class Load:
         compaction_points: points of the series that is compacted.
     """
 
+    brief: bool = False
     streams: int = 64
     series: int = 20
     batch_points: int = 1_000

@@ -32,7 +32,6 @@ async def measure_saturated(site: Site, load: Load) -> dict[str, float]:
         site,
         "--streams", load.streams, "--series", load.series, "--seed", seed,
         "--batch-points", load.batch_points, "--stream-points", load.raw_points // load.streams,
-        "--bare",
     )  # fmt: skip
     await audit(site, [Traffic(seed=seed).run_id(n) for n in range(load.streams)], result["points"])
     return {
@@ -51,7 +50,7 @@ async def measure_wide(site: Site, load: Load) -> dict[str, float]:
         "--streams", 1, "--series", load.wide_series, "--seed", seed,
         "--batch-points", 8_192, "--stream-points", load.wide_points,
         # 14 MiB, under a stream's budget: one flush then holds several steps of every key.
-        "--window-batches", 64, "--bare",
+        "--window-batches", 64,
     )  # fmt: skip
     await audit(site, [Traffic(seed=seed).run_id(0)], result["points"])
     return {
@@ -67,7 +66,7 @@ async def measure_paced(site: Site, load: Load) -> dict[str, float]:
         site,
         "--streams", load.streams, "--series", load.series, "--seed", seed,
         "--batch-points", 200, "--points-per-s", load.paced_points_per_s,
-        "--duration-s", load.paced_s, "--bare",
+        "--duration-s", load.paced_s,
     )  # fmt: skip
     await audit(site, [Traffic(seed=seed).run_id(n) for n in range(load.streams)], result["points"])
     return {
@@ -152,6 +151,7 @@ async def _start(site: Site, *arguments: str | int | float) -> asyncio.subproces
         "-m",
         "benchmarks.raw_streams",
         site.address,
+        "--bare",
         *(str(argument) for argument in arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

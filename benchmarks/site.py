@@ -47,6 +47,7 @@ class Site:
 
     Attributes:
         dsn: of the gateway's database.
+        workers: processes of the gateway.
         address: host:port of the gateway.
         metrics_url: its Prometheus page.
         connections_budget: the most database connections it may have.
@@ -57,6 +58,7 @@ class Site:
 
     def __init__(self, directory: Path, *, workers: int) -> None:
         self.directory = directory
+        self.workers = workers
         self.postgres = EmbeddedPostgres(directory)
         self.s3 = EmbeddedS3(directory)
         self.dsn = self.postgres.socket_dsn
@@ -65,7 +67,6 @@ class Site:
         settings = config.load(flags={}, environment=os.environ)
         self.connections_budget = settings.ingest_connections + settings.query_connections
         self.connections_max = self.connections_now = 0
-        self._workers = workers
         self._gateway: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -134,7 +135,7 @@ class Site:
     async def _start_gateway(self) -> None:
         program = Path(sys.executable).with_name("headrace-gateway")
         self._gateway = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-            [program, "serve", "--workers", str(self._workers)],
+            [program, "serve", "--workers", str(self.workers)],
             stdout=(self.directory / "gateway.log").open("wb"),
             stderr=subprocess.STDOUT,
             env={

@@ -42,6 +42,7 @@ async def measure_peer_log_calls(site: Site, load: Load) -> dict[str, float]:
             with tempfile.TemporaryDirectory(prefix="headrace-peer-") as directory:
                 process = await asyncio.create_subprocess_exec(
                     python,
+                    "-P",  # beside the script lies a mlflow.py of ours
                     Path(__file__).with_name("log_call_process.py"),
                     tracker,
                     str(calls),
