@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from benchmarks import charts
-from benchmarks.results import TARGETS
+from benchmarks.results import TARGETS, shown
 from benchmarks.sweeps import BATCH_POINTS, MIXES, OFFERED_POINTS_PER_S, STREAMS
 
 ROOT: Final = Path(__file__).parent.parent
@@ -23,21 +23,6 @@ LATEST: Final = Path(__file__).parent / "results" / "latest.json"
 _MARKED: Final = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Figures = Mapping[str, float]
-
-
-def shown(value: float | None, unit: str = "") -> str:
-    """Return a number as a reader wants it: three figures that count."""
-    if value is None:
-        return "not measured"
-    if value >= 1e6:
-        text = f"{value / 1e6:.2f}M"
-    elif value >= 10_000:
-        text = f"{value / 1e3:,.0f}k"
-    elif value >= 100:
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:.3g}"
-    return f"{text} {unit}".strip()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -66,6 +51,8 @@ def _run(document: Mapping[str, object]) -> str:
 
 
 def _ways(figures: Figures) -> str:
+    shows = "points per second of Headrace, PostgreSQL's own ways and other trackers"
+    chart = _chart("rates", shows, figures, "ingest_raw_64x1000_points_per_s")
     own = figures.get("ingest_raw_64x1000_points_per_s")
     rows = (
         ("Headrace, 64 raw streams", "ingest_raw_64x1000_points_per_s", "bytes_per_point"),
@@ -90,17 +77,20 @@ def _ways(figures: Figures) -> str:
         ("MLflow client, asynchronous, 8 jobs", "mlflow_async_8_jobs_points_per_s", ""),
         ("MLflow, a call a point", "mlflow_log_metric_points_per_s", ""),
     )
-    return table(
-        ("way", "points/s", "Headrace is", "bytes/point"),
-        [
-            (
-                label,
-                shown(rate := figures.get(name)),
-                f"{own / rate:,.1f} x" if own and rate else "",
-                shown(figures[size]) if size in figures else "",
-            )
-            for label, name, size in rows
-        ],
+    return (
+        table(
+            ("way", "points/s", "Headrace is", "bytes/point"),
+            [
+                (
+                    label,
+                    shown(rate := figures.get(name)),
+                    f"{own / rate:,.1f} x" if own and rate else "",
+                    shown(figures[size]) if size in figures else "",
+                )
+                for label, name, size in rows
+            ],
+        )
+        + chart
     )
 
 

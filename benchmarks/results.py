@@ -312,5 +312,20 @@ class Results:
             console.print(f"[red]{scenario} could not be measured:[/] {reason}")
 
 
+def shown(value: float | None, unit: str = "") -> str:
+    """Return a number as a reader wants it: three figures that count."""
+    if value is None:
+        return "not measured"
+    if value >= 1e6:
+        text = f"{value / 1e6:.2f}M"
+    elif value >= 10_000:
+        text = f"{value / 1e3:,.0f}k"
+    elif value >= 100:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.3g}"
+    return f"{text} {unit}".strip()
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.2f}"

@@ -37,7 +37,7 @@ CREATED_AT_ONCE: Final = 8
 JOBS: Final = (1, 8, 32, 64)
 BEST_JOBS: Final = {"mlflow_log_batch": (8,), "mlflow_log_metric": (64,)}
 """Where each kind was always fastest: all that a brief run measures."""
-DURATION_S: Final = 5.0
+DURATION_S: Final = 4.0
 CROWDS: Final = ((1, 50), (4, 100), (4, 500))
 """Workers of the server, and clients, of the overload scenario."""
 CROWD_CALLS: Final = 4  # of each client
@@ -174,7 +174,7 @@ async def measure_mlflow_crowd(site: Site, load: Load) -> dict[str, float]:
         name = f"mlflow_crowd_{clients}_clients_{workers}_workers"
         async with tracking_server(site, workers=workers) as server:
             runs = await server.create_runs(clients)
-            tally = await _batches(server, runs, calls=CROWD_CALLS, duration_s=20.0)
+            tally = await _batches(server, runs, calls=CROWD_CALLS, duration_s=10.0)
             stored = await server.points()
             figures |= {
                 f"{name}_calls": tally.succeeded + tally.failed,
