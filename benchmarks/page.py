@@ -1,6 +1,6 @@
-"""Rewrites the tables and charts of docs/benchmarks.md from a result: `python -m benchmarks.page`.
+"""Rewrites tables and charts of the pages from a result: `python -m benchmarks.page`.
 
-The page is written by hand but for what stands between a marker
+The pages are written by hand but for what stands between a marker
 `<!-- table: NAME -->` and `<!-- end -->`. A figure that the result does not
 hold is shown as "not measured": a page never keeps a number of another run.
 """
@@ -18,7 +18,7 @@ from benchmarks.results import TARGETS, shown
 from benchmarks.sweeps import BATCH_POINTS, MIXES, OFFERED_POINTS_PER_S, STREAMS
 
 ROOT: Final = Path(__file__).parent.parent
-PAGE: Final = ROOT / "docs" / "benchmarks.md"
+PAGES: Final = (ROOT / "docs/benchmarks.md", ROOT / "docs/performance.md", ROOT / "README.md")
 LATEST: Final = Path(__file__).parent / "results" / "latest.json"
 _MARKED: Final = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -266,7 +266,80 @@ def _rest(figures: Figures) -> str:
     return table(("", ""), [(label, shown(figures.get(name), unit)) for label, name, unit in rows])
 
 
+def _summary(figures: Figures) -> str:
+    def of(name: str, unit: str = "") -> str:
+        return shown(figures.get(name), unit)
+
+    return table(
+        ("", "Headrace", "raw binary COPY of rows"),
+        [
+            (
+                "64 streams",
+                of("ingest_raw_64x1000_points_per_s", "points/s"),
+                f"{of('copy_rows_indexed_points_per_s')} indexed,"
+                f" {of('copy_rows_unindexed_points_per_s')} without an index",
+            ),
+            ("64 Python trainers", of("ingest_clients_64_points_per_s", "points/s"), ""),
+            ("one run, 50,000 keys a step", of("ingest_wide_points_per_s", "points/s"), ""),
+            ("acknowledgement at 100,000 points/s, p99", of("ack_p99_ms_at_100k", "ms"), ""),
+            ("`log()` of 10 scalars", of("log_call_10_scalars_us", "µs"), ""),
+            (
+                "stored",
+                of("bytes_per_point", "bytes/point"),
+                f"{of('copy_rows_indexed_bytes_per_point')} indexed,"
+                f" {of('copy_rows_unindexed_bytes_per_point')} without",
+            ),
+        ],
+    ) + (
+        "\n64 streams are"
+        f" {of('ratio_raw_to_copy_indexed')} times indexed COPY,"
+        f" {of('ratio_raw_to_victoriametrics')} times VictoriaMetrics' faster import, and"
+        f" {of('ratio_raw_to_mlflow_log_batch')} times MLflow's batches of 1,000.\n"
+    )
+
+
+def _spread(document: Mapping[str, object]) -> str:
+    figures, spread = document["figures"], document["spread"]
+    assert isinstance(figures, dict)
+    assert isinstance(spread, dict)
+
+    def ends(name: str) -> str:
+        found = spread.get(name, {"rounds": 0})
+        if found["rounds"] < 2:
+            return "one round" if found["rounds"] else ""
+        return f"{shown(found['low'])} to {shown(found['high'])}, {found['rounds']} rounds"
+
+    rows = (
+        ("64 raw streams, 1,000-point batches", "ingest_raw_64x1000_points_per_s", "points/s"),
+        ("64 Python trainers, spool and sender", "ingest_clients_64_points_per_s", "points/s"),
+        ("one run, 50,000 keys a step", "ingest_wide_points_per_s", "points/s"),
+        ("raw binary COPY of rows, no index", "copy_rows_unindexed_points_per_s", "points/s"),
+        (
+            "the same over two connections",
+            "copy_rows_unindexed_2_connections_points_per_s",
+            "points/s",
+        ),
+        ("raw binary COPY of rows, indexed", "copy_rows_indexed_points_per_s", "points/s"),
+        (
+            "the same over two connections",
+            "copy_rows_indexed_2_connections_points_per_s",
+            "points/s",
+        ),
+        ("`executemany`, indexed", "executemany_points_per_s", "points/s"),
+        ("acknowledgement at 100,000 points/s, p99", "ack_p99_ms_at_100k", "ms"),
+        ("memory of an idle stream", "idle_stream_bytes", "bytes"),
+        ("`log()` of 10 scalars, median", "log_call_10_scalars_us", "µs"),
+        ("stored, indexes and summaries included", "bytes_per_point", "bytes/point"),
+        ("the same points as indexed rows", "copy_rows_indexed_bytes_per_point", "bytes/point"),
+    )
+    return table(
+        ("", "median", "low to high"),
+        [(label, shown(figures.get(name), unit), ends(name)) for label, name, unit in rows],
+    )
+
+
 _TABLES: Final[Mapping[str, Callable[[Figures], str]]] = {
+    "summary": _summary,
     "ways": _ways,
     "promises": _promises,
     "mlflow": _mlflow,
@@ -277,6 +350,12 @@ _TABLES: Final[Mapping[str, Callable[[Figures], str]]] = {
     "disorder": _disorder,
     "log-calls": _log_calls,
     "rest": _rest,
+}
+
+
+_OF_DOCUMENT: Final[Mapping[str, Callable[[Mapping[str, object]], str]]] = {
+    "run": _run,
+    "spread": _spread,
 }
 
 
@@ -291,7 +370,7 @@ def rewrite(text: str, document: Mapping[str, object]) -> str:
 
     def replace(match: re.Match[str]) -> str:
         name = match["name"]
-        body = _run(document) if name == "run" else _TABLES[name](figures)
+        body = _OF_DOCUMENT[name](document) if name in _OF_DOCUMENT else _TABLES[name](figures)
         return f"{match[1]}{body}{match[3]}"
 
     return _MARKED.sub(replace, text)
@@ -300,12 +379,14 @@ def rewrite(text: str, document: Mapping[str, object]) -> str:
 def main(
     result: Annotated[Path, typer.Option(help="JSON of `python -m benchmarks --full`.")] = LATEST,
 ) -> None:
-    """Rewrite the tables of docs/benchmarks.md and its charts."""
+    """Rewrite the tables of the pages, and the charts of docs/benchmarks.md."""
     document = json.loads(result.read_text(encoding="utf-8"))
-    PAGE.write_text(rewrite(PAGE.read_text(encoding="utf-8"), document), encoding="utf-8")
-    for path in charts.draw_page(document, PAGE.parent / "charts"):
+    for page in PAGES:
+        text = rewrite(page.read_text(encoding="utf-8"), document)
+        page.write_text(text, encoding="utf-8")
+        typer.echo(f"wrote {page.relative_to(ROOT)}")
+    for path in charts.draw_page(document, ROOT / "docs" / "charts"):
         typer.echo(f"wrote {path.relative_to(ROOT)}")
-    typer.echo(f"wrote {PAGE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
