@@ -44,7 +44,7 @@ class BareCall(asyncio.Protocol):
         self._uncredited_bytes = 0
         self._responses: deque[WriteMetricsResponse] = deque()
         self._changed = asyncio.Event()
-        self._over = False
+        self._over = self._left = False
 
     @classmethod
     async def open(
@@ -87,8 +87,14 @@ class BareCall(asyncio.Protocol):
             data = data[size:]
 
     async def read(self) -> WriteMetricsResponse | None:
-        """Return the next response; None when the call is over."""
+        """Return the next response; None when the call is over.
+
+        Raises:
+            asyncio.CancelledError: `cancel` was called, as grpc.aio has it.
+        """
         while not self._responses:
+            if self._left:
+                raise asyncio.CancelledError
             if self._over:
                 return None
             self._changed.clear()
@@ -97,6 +103,7 @@ class BareCall(asyncio.Protocol):
 
     def cancel(self) -> None:
         """Leave. Idempotent."""
+        self._left = True
         if self._transport is not None:
             self._transport.abort()
         self._end()

@@ -25,7 +25,7 @@ import psutil
 from gateway import config
 from gateway.embedded import EmbeddedPostgres, EmbeddedS3
 
-START_DEADLINE_S: Final = 30.0
+START_DEADLINE_S: Final = 60.0
 WATCH_INTERVAL_S: Final = 0.05
 
 GATEWAY_BACKENDS: Final = """
