@@ -14,7 +14,7 @@ class Load:
     """How much a round sends.
 
     Attributes:
-        brief: a run of minutes: fewer rounds, and peers at what is best for them alone.
+        brief: a run of minutes: fewer rounds, and MLflow with one number of jobs.
         streams: concurrent writers, each of a run of its own.
         series: series of each run; a step writes all of them.
         batch_points: points in one message of a raw stream.

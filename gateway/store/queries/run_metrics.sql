@@ -1,12 +1,12 @@
 -- name: refresh
 -- $1 runs, none of which has hidden points. Of each key the lowest rank, over its
 -- writers.
--- Every join looks rows up by an index: what the planner would guess of the size of
--- unnested blocks, it guesses wrong.
+-- OFFSET 0 looks every series up by its id: what the planner would guess of the size of
+-- unnested blocks, it guesses wrong, and reads all series of a run for each block of 24.
 INSERT INTO run_metrics AS m (run_id, experiment_id, key, rank, point_count, last_step, last_time,
     last_value, min_value, max_value)
 SELECT
-    c.run_id, r.experiment_id, c.key, c.rank,
+    w.run_id, r.experiment_id, c.key, c.rank,
     sum(p.point_count)::bigint,
     max(p.last_step),
     (array_agg(p.last_time ORDER BY p.last_step DESC, p.last_time DESC,
@@ -22,15 +22,20 @@ CROSS JOIN LATERAL unnest(
     b.series_ids, b.point_counts, b.last_steps, b.last_times, b.last_values, b.min_values,
     b.max_values
 ) AS p (series_id, point_count, last_step, last_time, last_value, min_value, max_value)
-JOIN series c ON c.run_id = w.run_id AND c.series_id = p.series_id
+CROSS JOIN LATERAL (
+    SELECT s.key, s.rank
+    FROM series s
+    WHERE s.run_id = w.run_id AND s.series_id = p.series_id
+    OFFSET 0
+) AS c
 WHERE w.run_id = ANY ($1::uuid[])
   AND NOT EXISTS (
     SELECT FROM series lower
-    WHERE lower.run_id = c.run_id AND lower.key = c.key AND lower.rank < c.rank
+    WHERE lower.run_id = w.run_id AND lower.key = c.key AND lower.rank < c.rank
     OFFSET 0
   )
-GROUP BY c.run_id, r.experiment_id, c.key, c.rank
-ORDER BY c.run_id, c.key
+GROUP BY w.run_id, r.experiment_id, c.key, c.rank
+ORDER BY w.run_id, c.key
 ON CONFLICT (run_id, key) DO UPDATE SET
     rank = excluded.rank, point_count = excluded.point_count, last_step = excluded.last_step,
     last_time = excluded.last_time, last_value = excluded.last_value,
