@@ -21,7 +21,7 @@ from benchmarks.peers.log_calls import measure_peer_log_calls
 from benchmarks.peers.mlflow import measure_mlflow, measure_mlflow_client, measure_mlflow_crowd
 from benchmarks.peers.victoria_metrics import measure_victoria_metrics
 from benchmarks.processes import measure_workers
-from benchmarks.raw_ingest import measure_idle, measure_paced, measure_saturated, measure_wide
+from benchmarks.raw_ingest import measure_paced, measure_saturated, measure_wide
 from benchmarks.reads_during_writes import measure_reads
 from benchmarks.results import Results
 from benchmarks.row_baselines import measure_rows
@@ -29,37 +29,34 @@ from benchmarks.site import Site
 from benchmarks.soak import measure_soak
 from benchmarks.sweeps import (
     measure_batches,
-    measure_crowd,
     measure_disorder,
+    measure_idle,
     measure_offered,
     measure_streams,
 )
 from benchmarks.tracker import measure_metadata, measure_search
 
 SCENARIOS: Final = (
-    # First, in a fresh process: memory that busier scenarios freed would hide the streams.
-    Scenario(name="idle", summary="memory and connections with 1,000 idle streams",
-             measure=measure_idle, seconds=8, rounds=1, rounds_brief=1),
     Scenario(name="artifacts", summary="one large file by aioboto3, through the gateway, past it",
-             measure=measure_artifacts, seconds=12, rounds=2, rounds_brief=1),
+             measure=measure_artifacts, seconds=13, rounds=2, rounds_brief=1),
     Scenario(name="ack-artifacts", summary="acknowledgement latency alone and beside 16 uploads",
-             measure=measure_acks_beside_artifacts, seconds=22, rounds=1, rounds_brief=0),
+             measure=measure_acks_beside_artifacts, seconds=24, rounds=1, rounds_brief=0),
     Scenario(name="copy", summary="raw binary COPY of rows, with and without an index",
-             measure=measure_copy, seconds=12, rounds=4, rounds_brief=3),
+             measure=measure_copy, seconds=5, rounds=4, rounds_brief=3),
     Scenario(name="raw", summary="64 raw streams, 1,000-point batches, as fast as they go",
-             measure=measure_saturated, seconds=4, rounds=4, rounds_brief=3),
+             measure=measure_saturated, seconds=3, rounds=4, rounds_brief=3),
     Scenario(name="victoria", summary="VictoriaMetrics: JSON lines and line protocol",
-             measure=measure_victoria_metrics, seconds=8, rounds=2, rounds_brief=1),
+             measure=measure_victoria_metrics, seconds=6, rounds=2, rounds_brief=1),
     Scenario(name="mlflow", summary="MLflow's server: batches and single points, 1 to 64 jobs",
-             measure=measure_mlflow, seconds=80, rounds=1, rounds_brief=1),
+             measure=measure_mlflow, seconds=75, rounds=1, rounds_brief=1),
     Scenario(name="wide", summary="one run that logs 50,000 keys a step",
-             measure=measure_wide, seconds=9, rounds=2, rounds_brief=1),
+             measure=measure_wide, seconds=6, rounds=2, rounds_brief=1),
     Scenario(name="executemany", summary="asyncpg's executemany into the indexed table",
-             measure=measure_executemany, seconds=2, rounds=3, rounds_brief=1),
+             measure=measure_executemany, seconds=2, rounds=2, rounds_brief=1),
     Scenario(name="ack", summary="acknowledgement latency at a steady 100,000 points/s",
-             measure=measure_paced, seconds=10, rounds=2, rounds_brief=1),
+             measure=measure_paced, seconds=9, rounds=2, rounds_brief=1),
     Scenario(name="clients", summary="64 training processes through spool and sender",
-             measure=measure_clients, seconds=25, rounds=2, rounds_brief=1),
+             measure=measure_clients, seconds=30, rounds=2, rounds_brief=1),
     Scenario(name="log-call", summary="what one log() of 10 scalars costs the training thread",
              measure=measure_log_call, seconds=8, rounds=2, rounds_brief=1),
     Scenario(name="metadata", summary="calls that write ten params and tags each",
@@ -67,31 +64,31 @@ SCENARIOS: Final = (
     Scenario(name="compaction", summary="a million points logged one by one, merged and read",
              measure=measure_compaction, seconds=25, rounds=1, rounds_brief=1),
     Scenario(name="search", summary="typical pages among 100,000 runs with 45 values each",
-             measure=measure_search, seconds=45, rounds=1, rounds_brief=1),
-    Scenario(name="crowd", summary="5,000 idle streams, and one more writer",
-             measure=measure_crowd, seconds=20, rounds=1, rounds_brief=1),
+             measure=measure_search, seconds=24, rounds=1, rounds_brief=1),
+    Scenario(name="idle", summary="1,000 and 5,000 idle streams, and one more writer",
+             measure=measure_idle, seconds=30, rounds=1, rounds_brief=1),
     Scenario(name="growth", summary="ingest before and after a mass of stored points",
-             measure=measure_growth, seconds=40, rounds=1, rounds_brief=1),
+             measure=measure_growth, seconds=60, rounds=1, rounds_brief=1),
     Scenario(name="rows", summary="copy_records_to_table; staging with ON CONFLICT",
-             measure=measure_rows, seconds=12, rounds=1, rounds_brief=0),
+             measure=measure_rows, seconds=5, rounds=1, rounds_brief=0),
     Scenario(name="mlflow-client", summary="MLflow's asynchronous logging, 8 jobs",
              measure=measure_mlflow_client, seconds=25, rounds=1, rounds_brief=0),
     Scenario(name="mlflow-crowd", summary="MLflow's server with 50, 100 and 500 clients at once",
-             measure=measure_mlflow_crowd, seconds=150, rounds=1, rounds_brief=0),
+             measure=measure_mlflow_crowd, seconds=215, rounds=1, rounds_brief=0),
     Scenario(name="log-call-peers", summary="a log call of MLflow, wandb, trackio, tensorboardX",
-             measure=measure_peer_log_calls, seconds=60, rounds=1, rounds_brief=0),
+             measure=measure_peer_log_calls, seconds=42, rounds=1, rounds_brief=0),
     Scenario(name="streams", summary="1 to 5,000 saturated streams",
-             measure=measure_streams, seconds=40, rounds=1, rounds_brief=0),
+             measure=measure_streams, seconds=75, rounds=1, rounds_brief=0),
     Scenario(name="batches", summary="messages of 1 to 1,000 points",
-             measure=measure_batches, seconds=20, rounds=1, rounds_brief=0),
+             measure=measure_batches, seconds=25, rounds=1, rounds_brief=0),
     Scenario(name="offered", summary="latency against offered load, up to the knee",
              measure=measure_offered, seconds=30, rounds=1, rounds_brief=0),
     Scenario(name="disorder", summary="swapped, repeated and late steps beside ordered ones",
-             measure=measure_disorder, seconds=25, rounds=1, rounds_brief=0),
+             measure=measure_disorder, seconds=30, rounds=1, rounds_brief=0),
     Scenario(name="workers", summary="one gateway process and two",
-             measure=measure_workers, seconds=14, rounds=1, rounds_brief=0),
+             measure=measure_workers, seconds=25, rounds=1, rounds_brief=0),
     Scenario(name="reads", summary="reading while 64 streams write",
-             measure=measure_reads, seconds=25, rounds=1, rounds_brief=0),
+             measure=measure_reads, seconds=17, rounds=1, rounds_brief=0),
 )  # fmt: skip
 SOAK: Final = Scenario(
     name="soak", summary="minutes or hours of steady load", measure=measure_soak,

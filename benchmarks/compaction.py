@@ -24,7 +24,7 @@ from gateway.upkeep.compactor import Compactor
 from gateway.upkeep.throttle import Throttle
 
 _PARTS: Final = 100
-_READS: Final = 3
+_READS: Final = 2
 
 # One point a chunk, a second apart, some microseconds late, as a client's clock says.
 _LOG: Final = """

@@ -52,11 +52,16 @@ async def run(
     console: Console,
 ) -> None:
     """Run the rounds, writing the result after each measurement."""
+    wanted = {
+        scenario.name: min(rounds, scenario.rounds_brief if load.brief else scenario.rounds)
+        for scenario in scenarios
+    }
     queue = [
         (number, scenario)
+        for once in (False, True)  # what is compared stands close together
         for number in range(1, rounds + 1)
         for scenario in scenarios
-        if number <= (scenario.rounds_brief if load.brief else scenario.rounds)
+        if number <= wanted[scenario.name] and (wanted[scenario.name] == 1) == once
     ]
     began = time.monotonic()
     for position, (number, scenario) in enumerate(queue):

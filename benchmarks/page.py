@@ -46,7 +46,7 @@ def _run(document: Mapping[str, object]) -> str:
     return (
         f"Measured {document['measured_at']} at commit `{versions['commit']}` on"
         f" {described['cores']} cores ({described['cpu']}), PostgreSQL {postgres['server_version']}"
-        f" with {settings}; {parameters['rounds']} interleaved rounds, medians.\n"
+        f" with {settings}; up to {parameters['rounds']} interleaved rounds, medians.\n"
     )
 
 

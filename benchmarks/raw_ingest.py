@@ -77,19 +77,6 @@ async def measure_paced(site: Site, load: Load) -> dict[str, float]:
     }
 
 
-async def measure_idle(site: Site, load: Load) -> dict[str, float]:
-    """Weigh idle streams: what opening 1,000 of them adds to the gateway's memory."""
-    async with idle_streams(site, 1):
-        pass  # the first stream pays for imports and caches
-    before_bytes = site.gateway_memory_bytes()
-    async with idle_streams(site, load.idle_streams) as opened_s:
-        held_bytes = site.gateway_memory_bytes() - before_bytes
-    return {
-        "idle_stream_bytes": held_bytes / load.idle_streams,
-        "stream_opens_per_s": load.idle_streams / opened_s,
-    }
-
-
 @contextlib.asynccontextmanager
 async def idle_streams(site: Site, count: int) -> AsyncIterator[float]:
     """Hold `count` open streams that send nothing; yield the seconds that opening them took.
@@ -170,5 +157,5 @@ async def _finish(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 def new_seed() -> int:
-    """Return a seed that no other round has: run ids follow from it."""
-    return uuid.uuid4().int % 2**32
+    """Return a seed that no other round has: run ids follow from it, and ascend as UUIDv7 do."""
+    return time.time_ns() // 1_000_000

@@ -103,7 +103,10 @@ class Traffic:
         return Plan(stream=stream, series=self.series, record_points_max=points, mix=self.mix)
 
     def _id(self, kind: str, number: int) -> str:
-        return uuid.uuid5(uuid.NAMESPACE_OID, f"{self.seed}/{kind}/{number}").hex
+        """Return a UUIDv7 in which the seed is the time: ids of one round are neighbours."""
+        random_bits = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.seed}/{kind}/{number}").int
+        fields = self.seed % 2**48 << 80 | random_bits % 2**80
+        return uuid.UUID(int=fields & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62).hex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +183,17 @@ class _Stream:
     """One writer: sends its plan in order and resumes from the watermark."""
 
     def __init__(
-        self, number: int, traffic: Traffic, address: str, tally: _Tally, journal: Journal | None
+        self,
+        number: int,
+        traffic: Traffic,
+        address: str,
+        tally: _Tally,
+        *,
+        journal: Journal | None,
+        shared: grpc.aio.Channel,
     ) -> None:
         self.number = number
+        self._shared = shared  # creates the runs of bare streams
         self.committed = 0
         self.opened = asyncio.Event()
         self._traffic = traffic
@@ -226,15 +237,16 @@ class _Stream:
     @contextlib.asynccontextmanager
     async def _call(self) -> AsyncIterator[Call]:
         """Create the run and lend a call, on a connection of its own."""
-        async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
-            await self._create_run(channel)
-            if not self._traffic.bare:
+        if not self._traffic.bare:
+            async with _channel(self._address) as channel:
+                await self._create_run(channel)
                 yield StreamCall(
                     channel.stream_stream(_METHOD, None, wire.WriteMetricsResponse.FromString)(
                         metadata=self._metadata
                     )
                 )
-                return
+            return
+        await self._create_run(self._shared)
         call = await BareCall.open(self._address, _METHOD, self._metadata)
         try:
             yield call
@@ -399,10 +411,11 @@ async def run(
     """
     tally, encoder = _Tally(), Encoder()
     go, stop = asyncio.Event(), stop or asyncio.Event()
-    streams = [
-        _Stream(number, traffic, address, tally, journal) for number in range(traffic.streams)
-    ]
-    async with asyncio.TaskGroup() as group:
+    async with _channel(address) as shared, asyncio.TaskGroup() as group:
+        streams = [
+            _Stream(number, traffic, address, tally, journal=journal, shared=shared)
+            for number in range(traffic.streams)
+        ]
         tasks = []
         for start in range(0, len(streams), 50):  # a gentle start: the handshakes are not the test
             batch = streams[start : start + 50]
@@ -436,6 +449,10 @@ async def run(
         generator_cpu_s=time.process_time() - cpu_s,
         seed=traffic.seed,
     )
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
 
 async def _first(waiter: Any, reader: asyncio.Task[None]) -> None:

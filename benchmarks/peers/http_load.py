@@ -14,7 +14,7 @@ from typing import Final
 import aiohttp
 import numpy as np
 
-REQUEST_DEADLINE_S: Final = 40.0  # servers that give up after 30 s are heard
+REQUEST_DEADLINE_S: Final = 35.0  # servers that give up after 30 s are heard
 
 Body = Callable[[int, int], bytes | None]
 """The body of (client, request number), or None when the client has sent all."""
