@@ -42,9 +42,9 @@ SCENARIOS: Final = (
     Scenario(name="ack-artifacts", summary="acknowledgement latency alone and beside 16 uploads",
              measure=measure_acks_beside_artifacts, seconds=24, rounds=1, rounds_brief=0),
     Scenario(name="copy", summary="raw binary COPY of rows, with and without an index",
-             measure=measure_copy, seconds=5, rounds=4, rounds_brief=3),
+             measure=measure_copy, seconds=5, rounds=4, rounds_brief=2),
     Scenario(name="raw", summary="64 raw streams, 1,000-point batches, as fast as they go",
-             measure=measure_saturated, seconds=3, rounds=4, rounds_brief=3),
+             measure=measure_saturated, seconds=3, rounds=4, rounds_brief=2),
     Scenario(name="victoria", summary="VictoriaMetrics: JSON lines and line protocol",
              measure=measure_victoria_metrics, seconds=6, rounds=2, rounds_brief=1),
     Scenario(name="mlflow", summary="MLflow's server: batches and single points, 1 to 64 jobs",
@@ -65,7 +65,7 @@ SCENARIOS: Final = (
              measure=measure_compaction, seconds=25, rounds=1, rounds_brief=1),
     Scenario(name="search", summary="typical pages among 100,000 runs with 45 values each",
              measure=measure_search, seconds=24, rounds=1, rounds_brief=1),
-    Scenario(name="idle", summary="1,000 and 5,000 idle streams, and one more writer",
+    Scenario(name="idle", summary="5,000 idle streams, and one more writer",
              measure=measure_idle, seconds=30, rounds=1, rounds_brief=1),
     Scenario(name="growth", summary="ingest before and after a mass of stored points",
              measure=measure_growth, seconds=60, rounds=1, rounds_brief=1),
@@ -194,6 +194,8 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
         idle_streams=idle_streams,
         growth_points=growth_points or DEFAULTS.growth_points // (4 if brief else 1),
         soak_minutes=soak_minutes,
+        paced_s=DEFAULTS.paced_s / (2 if brief else 1),
+        client_points=DEFAULTS.client_points // (4 if brief else 1),
     )
     results = asyncio.run(
         _measure(chosen, load=load, rounds=rounds, workers=workers, output=output, console=console)

@@ -16,6 +16,7 @@ from benchmarks.raw_streams import Traffic
 from benchmarks.site import Site
 
 ROUNDS: Final = 3
+BRIEF_ROUNDS: Final = 2
 MASS_ROUND_POINTS: Final = 20_000_000
 
 
@@ -50,7 +51,7 @@ async def _measure(site: Site, load: Load) -> dict[str, float]:
 
 async def _rate(site: Site, load: Load) -> float:
     rates = []
-    for _ in range(ROUNDS):
+    for _ in range(BRIEF_ROUNDS if load.brief else ROUNDS):
         await site.checkpoint()
         rates.append(await _store(site, load, load.raw_points // 2))
         await asyncio.sleep(0.5)

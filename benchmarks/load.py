@@ -43,7 +43,7 @@ class Load:
     wide_points: int = 1_000_000
     paced_points_per_s: int = 100_000
     paced_s: float = 8.0
-    idle_streams: int = 1_000
+    idle_streams: int = 5_000
     client_points: int = 100_000
     growth_points: int = 40_000_000
     soak_minutes: int = 0
