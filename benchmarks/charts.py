@@ -146,4 +146,4 @@ def _offered(axes: Axes, figures: Mapping[str, float]) -> bool:
     axes.set_ylabel("due to acknowledged, ms")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return bool(latencies)
+    return len(latencies) > 1

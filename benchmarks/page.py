@@ -190,8 +190,8 @@ def _batches(figures: Figures) -> str:
 
 
 def _offered(figures: Figures) -> str:
-    first = f"offered_{OFFERED_POINTS_PER_S[0]}_points_per_s"
-    chart = _chart("offered", "latency against offered load", figures, first)
+    second = f"offered_{OFFERED_POINTS_PER_S[1]}_points_per_s"
+    chart = _chart("offered", "latency against offered load", figures, second)
     return (
         table(
             ("offered points/s", "reached", "ack p50", "ack p99"),

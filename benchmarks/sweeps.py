@@ -62,7 +62,15 @@ async def measure_batches(site: Site, load: Load) -> dict[str, float]:
 
 
 async def measure_offered(site: Site, load: Load) -> dict[str, float]:
-    """Raise the offered load until latency leaves the floor or the load is no longer reached."""
+    """Raise the offered load until latency leaves the floor or the load is no longer reached.
+
+    On servers of its own: compaction of what others stored would share the cores.
+    """
+    async with Site.open(workers=site.workers) as own:
+        return await _knee(own, load)
+
+
+async def _knee(site: Site, load: Load) -> dict[str, float]:
     figures: dict[str, float] = {}
     for offered in OFFERED_POINTS_PER_S:
         result = await _round(
