@@ -316,6 +316,8 @@ def shown(value: float | None, unit: str = "") -> str:
     """Return a number as a reader wants it: three figures that count."""
     if value is None:
         return "not measured"
+    if unit == "ms" and value >= 10_000:
+        return f"{value / 1e3:.3g} s"
     if value >= 1e6:
         text = f"{value / 1e6:.2f}M"
     elif value >= 10_000:
