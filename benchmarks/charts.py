@@ -8,11 +8,12 @@ from typing import Any, Final
 import matplotlib as mpl
 
 mpl.use("Agg")
-mpl.rcParams["svg.hashsalt"] = "headrace"  # the same result draws the same file
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.results import shown
+
+mpl.rcParams["svg.hashsalt"] = "headrace"  # the same result draws the same file
 
 OWN: Final = "#1f4e79"
 POSTGRES: Final = "#9aa5b1"
