@@ -199,7 +199,7 @@ check-cpp:
 else
 check-cpp: $(GEN)/.installed ## format check, warnings as errors and tests of the C++ client
 	$(GEN)/bin/clang-format --dry-run --Werror $(CPP_FILES)
-	cmake -S clients/cpp -B clients/cpp/.build
+	cmake -S clients/cpp -B clients/cpp/.build -D CMAKE_BUILD_TYPE=Check
 	cmake --build clients/cpp/.build --parallel 2
 	ctest --test-dir clients/cpp/.build --output-on-failure
 endif

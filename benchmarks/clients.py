@@ -116,7 +116,7 @@ async def main() -> None:
     names = set(filter(None, chosen.clients.split(",")))
     clients = [
         client
-        for client in all_clients()
+        for client in all_clients(optimized=True)
         if not client.missing_tools and (not names or client.name in names)
     ]
     rows: list[Row] = []

@@ -6,6 +6,7 @@ Each folder `clients/<language>` says so itself in `conformance.json`:
      "runners": {"go": {
          "build": [["go", "build", "-o", "{build}/runner", "./cmd/conformance"]],
          "run": ["{build}/runner"],
+         "optimized": {"build": …, "run": …},          the same for benchmarks, where it differs
          "lacks": {"window": "why"},                   features or cases, and why
          "silent": ["streams"]}}}                      fields it cannot know
 
@@ -80,21 +81,22 @@ class Client:
                 raise BuildError(f"{' '.join(command)} failed:\n{tail}")
 
 
-def all_clients() -> list[Client]:
-    """Read every folder's conformance.json.
+def all_clients(*, optimized: bool = False) -> list[Client]:
+    """Read every folder's conformance.json; with `optimized`, what is to be measured.
 
     Raises:
         FileNotFoundError: a client's folder has none; no client may stay outside.
     """
-    return sorted(_read_all(), key=lambda client: client.name)
+    return sorted(_read_all(optimized), key=lambda client: client.name)
 
 
-def _read_all() -> Iterator[Client]:
+def _read_all(optimized: bool) -> Iterator[Client]:
     for folder in sorted(CLIENTS.iterdir()):
         if not folder.is_dir() or folder.name == "scenarios":
             continue
         document = json.loads((folder / "conformance.json").read_text(encoding="utf-8"))
-        for name, runner in document["runners"].items():
+        for name, said in document["runners"].items():
+            runner = said | said.get("optimized", {}) if optimized else said
             yield Client(
                 name=name,
                 folder=folder,

@@ -1,5 +1,8 @@
-"""docs/clients.md: each stub example is the file it names, is short, and stores its points."""
+"""What the pages show works: the stub examples of docs/clients.md, the READMEs' first steps."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ from tests.support.gateway_process import GatewayProcess
 
 PAGE = ROOT / "docs" / "clients.md"
 LINES_MAX = 39
+STORED = "headrace_points_accepted_total"
 EXAMPLES = {
     "python": (
         CLIENTS / "python" / "examples" / "stub_stream.py",
@@ -27,7 +31,6 @@ EXAMPLES = {
             "run",
             "-q",
             "--locked",
-            "--release",
             "--target-dir",
             ".build/target",
             "--example",
@@ -85,3 +88,40 @@ def test_every_example_of_a_client_is_listed() -> None:
     }
     found |= {path for path in CLIENTS.glob("*/examples/stubs/*") if path.is_file()}
     assert {file for file, _ in EXAMPLES.values()} >= found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("language", [name for name in EXAMPLES if name != "python"])
+def test_a_newcomer_stores_points(
+    language: str, shared_gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    client = next(client for client in all_clients() if client.name == language)
+    if client.missing_tools:
+        pytest.skip(f"this machine has no {', '.join(client.missing_tools)}")
+    readme = (client.folder / "README.md").read_text(encoding="utf-8")
+    files = re.findall(
+        r"`(\S+)`(?: in a folder of its own)?:\n\n```\w+\n(.*?)```", readme, re.DOTALL
+    )
+    for name, code in files:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code.replace("127.0.0.1:7420", shared_gateway.address), encoding="utf-8")
+    [commands] = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
+    commands = commands.replace("<checkout>", str(ROOT)).replace(
+        "~/.local", str(tmp_path / "local")
+    )
+    environment = dict(os.environ)
+    # What the checks have compiled already is not compiled again.
+    client.make()
+    build = client.folder / ".build"
+    if language == "cpp":
+        commands = commands.replace(" -D HEADRACE_DEVELOPER=OFF", "")
+        commands = re.sub(r"(-B|--build|--install) headrace\b", rf"\1 {build}", commands)
+    if language == "rust":
+        environment["CARGO_TARGET_DIR"] = str(build / "target")
+        shutil.copy(client.folder / "Cargo.lock", tmp_path)
+    before = shared_gateway.metrics()[STORED]
+    subprocess.run(
+        ["bash", "-e", "-c", commands], cwd=tmp_path, env=environment, check=True, timeout=500
+    )
+    assert shared_gateway.metrics()[STORED] - before == 2_000
