@@ -13,7 +13,9 @@ from benchmarks.site import Site
 
 STREAMS: Final = (1, 8, 64, 256, 1_000, 5_000)
 BATCH_POINTS: Final = (1, 20, 100, 1_000)
-OFFERED_POINTS_PER_S: Final = (50_000, 200_000, 400_000, 800_000, 1_600_000, 3_200_000)
+OFFERED_POINTS_PER_S: Final = (
+    50_000, 200_000, 400_000, 800_000, 1_600_000, 3_200_000, 4_800_000,
+)  # fmt: skip
 KNEE_P99_MS: Final = 500.0  # beyond it more load only adds latency
 SWEEP_S: Final = 3.0
 MIXES: Final = {
