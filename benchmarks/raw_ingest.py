@@ -66,7 +66,7 @@ async def measure_paced(site: Site, load: Load) -> dict[str, float]:
         site,
         "--streams", load.streams, "--series", load.series, "--seed", seed,
         "--batch-points", 200, "--points-per-s", load.paced_points_per_s,
-        "--duration-s", load.paced_s,
+        "--duration-s", load.paced_s, "--warm-up-s", 1,
     )  # fmt: skip
     await audit(site, [Traffic(seed=seed).run_id(n) for n in range(load.streams)], result["points"])
     return {

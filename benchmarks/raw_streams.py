@@ -56,6 +56,7 @@ class Traffic:
         batch_points: points in a message, rounded to whole records.
         window_batches: unacknowledged batches a stream may have in flight.
         duration_s: send for this long (0: no bound).
+        warm_up_s: batches sent in the first of it are not timed: runs get their series then.
         stream_points: send this many points a stream (0: no bound).
         points_per_s: total over all streams; 0 sends as fast as acks allow.
         idle: open the streams and send nothing.
@@ -74,6 +75,7 @@ class Traffic:
     batch_points: int = 1_000
     window_batches: int = 16
     duration_s: float = 0.0
+    warm_up_s: float = 0.0
     stream_points: int = 0
     points_per_s: float = 0.0
     idle: bool = False
@@ -118,7 +120,7 @@ class Result:
         points: points acknowledged in that time; so are `batches`.
         acks: acknowledging messages received.
         ack_ms: latency from sending (paced: from when it was due) to the
-            acknowledgement, per batch: p50, p99, max.
+            acknowledgement, per batch after the warm-up: p50, p99, max.
         reconnects: streams reopened.
         committed_sequences: each stream's watermark as last acknowledged.
         errors: the first 20 failures that ended a stream.
@@ -174,6 +176,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.points = self.batches = self.acks = self.reconnects = 0
+        self.timed_from = 0.0
         self.latencies_s: list[float] = []
         self.last_ack_at = 0.0
         self.errors: list[str] = []
@@ -374,7 +377,9 @@ class _Stream:
             self._journal.acknowledged(self.number, committed_sequence)
         now = asyncio.get_running_loop().time()
         while self._in_flight and self._in_flight[0][0] <= committed_sequence:
-            tally.latencies_s.append(now - self._in_flight.popleft()[1])
+            sent_at = self._in_flight.popleft()[1]
+            if sent_at >= tally.timed_from:
+                tally.latencies_s.append(now - sent_at)
             tally.batches += 1
         tally.points += plan.points_through(committed_sequence) - plan.points_through(
             self.committed
@@ -424,6 +429,7 @@ async def run(
         on_ready()
         tally.points = tally.batches = tally.acks = 0
         cpu_s, started = time.process_time(), asyncio.get_running_loop().time()
+        tally.timed_from = started + traffic.warm_up_s
         go.set()
         if traffic.duration_s:
             await asyncio.wait(tasks, timeout=traffic.duration_s)
@@ -484,7 +490,7 @@ def _parse(arguments: list[str]) -> tuple[str, Traffic, str]:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name)
         )
-    for name in ("duration_s", "points_per_s"):
+    for name in ("duration_s", "warm_up_s", "points_per_s"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=0.0)
     for name in ("swapped", "repeated", "late"):
         parser.add_argument(f"--{name}", type=float, default=0.0, help="fraction of the records")

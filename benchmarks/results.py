@@ -292,7 +292,6 @@ class Results:
         for target in TARGETS:
             bound = f"{'≥' if target.at_least else '<'} {_number(target.bound)}"
             if target.figure not in figures:
-                promises.add_row(target.claim, bound, "not measured", "")
                 continue
             value = figures[target.figure]
             mark = "[green]✓[/]" if target.is_met(value) else "[red]✗[/]"
@@ -306,6 +305,9 @@ class Results:
                 "[green]✓[/]" if seen == budget else "[red]✗[/]",
             )
         console.print(promises)
+        unmeasured = sum(target.figure not in figures for target in TARGETS)
+        if unmeasured:
+            console.print(f"{unmeasured} promises are of scenarios that did not run")
         for scenario, reason in self.skipped.items():
             console.print(f"[yellow]{scenario} was skipped:[/] {reason}")
         for scenario, reason in self.failures.items():

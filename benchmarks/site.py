@@ -27,6 +27,7 @@ from gateway.embedded import EmbeddedPostgres, EmbeddedS3
 
 START_DEADLINE_S: Final = 60.0
 WATCH_INTERVAL_S: Final = 0.05
+_MEMORY: Final = Path("/dev/shm")
 
 GATEWAY_BACKENDS: Final = """
     SELECT count(*) FROM pg_stat_activity
@@ -56,11 +57,11 @@ class Site:
         connections_now: at the last sample.
     """
 
-    def __init__(self, directory: Path, *, workers: int) -> None:
+    def __init__(self, directory: Path, *, workers: int, bucket: Path | None = None) -> None:
         self.directory = directory
         self.workers = workers
         self.postgres = EmbeddedPostgres(directory)
-        self.s3 = EmbeddedS3(directory)
+        self.s3 = EmbeddedS3(bucket or directory)
         self.dsn = self.postgres.socket_dsn
         self.address = f"127.0.0.1:{free_port()}"
         self.metrics_url = f"http://127.0.0.1:{free_port()}/metrics"
@@ -71,10 +72,18 @@ class Site:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, *, workers: int = 1) -> AsyncIterator[Self]:
-        """Start both servers; stop and delete everything at the end."""
+    async def open(cls, *, workers: int = 1, bucket_in_memory: bool = False) -> AsyncIterator[Self]:
+        """Start both servers; stop and delete everything at the end.
+
+        Args:
+            workers: processes of the gateway.
+            bucket_in_memory: keep the bucket off PostgreSQL's disk, where this system can.
+        """
         directory = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
-        site = cls(directory, workers=workers)
+        bucket = directory
+        if bucket_in_memory and _MEMORY.is_dir():
+            bucket = Path(tempfile.mkdtemp(prefix="headrace-bench-", dir=_MEMORY))
+        site = cls(directory, workers=workers, bucket=bucket)
         try:
             with site.postgres, site.s3:
                 await site._start_gateway()
@@ -88,6 +97,7 @@ class Site:
                     site._stop_gateway()
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(bucket, ignore_errors=True)
 
     @property
     def gateway_pid(self) -> int:

@@ -203,7 +203,7 @@ def _add_services(
     """Register every service; their methods must be in `rpc.permissions`."""
     artifacts = ArtifactService(
         stores.artifacts,
-        Precedence(lambda: engine.oldest_batch_s),
+        Precedence(engine.longest_wait_s),
         stall_timeout_s=settings.artifact_stall_timeout_s,
         upload_expiry_s=settings.artifact_upload_expiry_s,
         signed_expiry_s=settings.artifact_signed_expiry_s,

@@ -83,6 +83,7 @@ class IngestEngine:
         self._idle_writers = 0
         self._gathering = False
         self._flushing: list[float] = []  # of each flush, when its oldest batch arrived
+        self._longest_wait_s = 0.0
         self._opening = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
@@ -105,10 +106,14 @@ class IngestEngine:
         """Streams that are not read because a byte budget is spent."""
         return self._budget.waiting
 
-    @property
-    def oldest_batch_s(self) -> float:
-        """How long ago the oldest batch arrived that is being flushed; 0 when there is none."""
-        return time.perf_counter() - min(self._flushing) if self._flushing else 0.0
+    def longest_wait_s(self) -> float:
+        """How long a batch waited for its commit at most since this was last asked.
+
+        Those that still wait count; 0 when there was none.
+        """
+        now = time.perf_counter()
+        longest, self._longest_wait_s = self._longest_wait_s, 0.0
+        return max((longest, *(now - arrived for arrived in self._flushing)))
 
     # -- life -----------------------------------------------------------------
 
@@ -288,6 +293,7 @@ class IngestEngine:
                     )
             finally:
                 self._flushing.remove(oldest)
+                self._longest_wait_s = max(self._longest_wait_s, time.perf_counter() - oldest)
                 for portion in portions:
                     self._coalescer.release(portion.session)
                     if portion.session.ending is not None:

@@ -181,7 +181,7 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
         )
 
         async def write(chunk: bytes) -> None:
-            await self._precedence.give_way()
+            await self._precedence.give_way(len(chunk))
             await context.write(pb.DownloadArtifactResponse(chunk=chunk))
 
         with self._artifacts.admission.admit():
@@ -292,7 +292,7 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
             received += len(chunk)
             if received >= _PROGRESS_BYTES:
                 patience_s, received = stall_timeout_s, 0
-            await self._precedence.give_way()
+            await self._precedence.give_way(len(chunk))
             yield chunk
 
     def _upload(self, state: UploadState) -> pb.Upload:
