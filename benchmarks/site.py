@@ -24,6 +24,7 @@ import psutil
 
 from gateway import config
 from gateway.embedded import EmbeddedPostgres, EmbeddedS3
+from gateway.store.migrate import migrate
 
 START_DEADLINE_S: Final = 60.0
 WATCH_INTERVAL_S: Final = 0.05
@@ -86,6 +87,7 @@ class Site:
         site = cls(directory, workers=workers, bucket=bucket)
         try:
             with site.postgres, site.s3:
+                await migrate(site.dsn)  # here: a gateway that did it keeps what that took
                 await site._start_gateway()
                 watch = asyncio.create_task(site._watch_connections())
                 try:

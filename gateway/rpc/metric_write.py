@@ -89,10 +89,9 @@ class _Stream:
 
     async def run(self) -> Session | None:
         """Serve the stream; None when the client left before it opened."""
-        first = await self._context.read()
-        if first is grpc.aio.EOF:
+        session = await self._open()
+        if session is None:
             return None
-        session = await self._engine.open(_open_request(_message(first)), on_change=self._wake)
         try:
             if self._sends_acks:
                 await self._context.write(_opened(session, self._engine))
@@ -123,6 +122,12 @@ class _Stream:
             self._engine.leave(session)
         return session
 
+    async def _open(self) -> Session | None:
+        first = await self._context.read()
+        if first is grpc.aio.EOF:
+            return None
+        return await self._engine.open(_open_request(_message(first)), on_change=self._wake)
+
     @staticmethod
     def _over(session: Session, reader: "asyncio.Task[None]") -> bool:
         if session.ending is not None:
@@ -136,34 +141,38 @@ class _Stream:
             await self._engine.room(session)
             if session.ending is not None or session.draining:
                 return
-            raw = await self._context.read()
-            if raw is grpc.aio.EOF:
+            # Nothing here may keep a message: thousands of streams wait for their next one.
+            if not await self._take(session, await self._context.read()):
                 return
-            message = _message(raw)
-            if isinstance(message, Batch):
-                self._engine.admit(session, message)
-                continue
-            kind = message.WhichOneof("message")
-            if kind == "keys":
-                for definition in message.keys.keys:
-                    session.keys.define(definition.index, definition.key)
-            elif kind == "heartbeat":
-                self._engine.heartbeat(session)
-            elif kind == "finish":
-                session.finish(message.finish.last_sequence)
-                return
-            elif kind == "resync":
-                await self._engine.resync(session, message.resync.first_sequence)
-            elif kind == "open":
-                raise HeadraceError(
-                    Reason.OPEN_EXPECTED, "the stream is open already", field="open"
-                )
-            else:
-                raise HeadraceError(
-                    Reason.FIELD_REQUIRED,
-                    "the message sets none of the fields that this gateway knows",
-                    field="message",
-                )
+
+    async def _take(self, session: Session, raw: object) -> bool:
+        """Feed the session one message; return whether another may follow."""
+        if raw is grpc.aio.EOF:
+            return False
+        message = _message(raw)
+        if isinstance(message, Batch):
+            self._engine.admit(session, message)
+            return True
+        kind = message.WhichOneof("message")
+        if kind == "keys":
+            for definition in message.keys.keys:
+                session.keys.define(definition.index, definition.key)
+        elif kind == "heartbeat":
+            self._engine.heartbeat(session)
+        elif kind == "finish":
+            session.finish(message.finish.last_sequence)
+            return False
+        elif kind == "resync":
+            await self._engine.resync(session, message.resync.first_sequence)
+        elif kind == "open":
+            raise HeadraceError(Reason.OPEN_EXPECTED, "the stream is open already", field="open")
+        else:
+            raise HeadraceError(
+                Reason.FIELD_REQUIRED,
+                "the message sets none of the fields that this gateway knows",
+                field="message",
+            )
+        return True
 
     def _reader_ended(self, reader: "asyncio.Task[None]") -> None:
         if not reader.cancelled():
