@@ -42,9 +42,9 @@ SCENARIOS: Final = (
     Scenario(name="ack-artifacts", summary="acknowledgement latency alone and beside 16 uploads",
              measure=measure_acks_beside_artifacts, seconds=24, rounds=1, rounds_brief=0),
     Scenario(name="copy", summary="raw binary COPY of rows, with and without an index",
-             measure=measure_copy, seconds=7, rounds=4, rounds_brief=2),
+             measure=measure_copy, seconds=8, rounds=3, rounds_brief=2),
     Scenario(name="raw", summary="64 raw streams, 1,000-point batches, as fast as they go",
-             measure=measure_saturated, seconds=4, rounds=4, rounds_brief=2),
+             measure=measure_saturated, seconds=4, rounds=3, rounds_brief=2),
     Scenario(name="victoria", summary="VictoriaMetrics: JSON lines and line protocol",
              measure=measure_victoria_metrics, seconds=6, rounds=2, rounds_brief=1),
     Scenario(name="mlflow", summary="MLflow's server: batches and single points, 1 to 64 jobs",
@@ -52,13 +52,13 @@ SCENARIOS: Final = (
     Scenario(name="wide", summary="one run that logs 50,000 keys a step",
              measure=measure_wide, seconds=6, rounds=2, rounds_brief=1),
     Scenario(name="executemany", summary="asyncpg's executemany into the indexed table",
-             measure=measure_executemany, seconds=2, rounds=2, rounds_brief=1),
+             measure=measure_executemany, seconds=2, rounds=2, rounds_brief=0),
     Scenario(name="ack", summary="acknowledgement latency at a steady 100,000 points/s",
              measure=measure_paced, seconds=9, rounds=2, rounds_brief=1),
     Scenario(name="clients", summary="64 training processes through spool and sender",
-             measure=measure_clients, seconds=40, rounds=1, rounds_brief=1),
+             measure=measure_clients, seconds=40, rounds=1, rounds_brief=0),
     Scenario(name="log-call", summary="what one log() of 10 scalars costs the training thread",
-             measure=measure_log_call, seconds=8, rounds=2, rounds_brief=1),
+             measure=measure_log_call, seconds=8, rounds=1, rounds_brief=1),
     Scenario(name="metadata", summary="calls that write ten params and tags each",
              measure=measure_metadata, seconds=4, rounds=2, rounds_brief=1),
     Scenario(name="compaction", summary="a million points logged one by one, merged and read",
@@ -108,7 +108,7 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
     scenario: Annotated[
         list[str] | None, typer.Option(help="Run only this one; repeat for more.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds, at most.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds, at most.")] = 3,
     streams: Annotated[int, typer.Option(min=1, help="Raw streams, and clients.")] = 64,
     raw_points: Annotated[
         int, typer.Option(min=1_000, help="Points of a round of raw streams.")
@@ -195,7 +195,6 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
         growth_points=growth_points or DEFAULTS.growth_points // (4 if brief else 1),
         soak_minutes=soak_minutes,
         paced_s=DEFAULTS.paced_s / (2 if brief else 1),
-        client_points=DEFAULTS.client_points // (4 if brief else 1),
     )
     results = asyncio.run(
         _measure(chosen, load=load, rounds=rounds, workers=workers, output=output, console=console)

@@ -31,7 +31,7 @@ _MODES: Final = ("aioboto3", "gateway", "direct")
 
 async def measure_artifacts(site: Site, load: Load) -> dict[str, float]:
     """Upload one large file by each way, in turn, and watch the gateway's memory."""
-    path = _file(site, "large", _FILE_BYTES)
+    path = _file(site, "large", _FILE_BYTES // (2 if load.brief else 1))
     await _once(site, "gateway", _file(site, "warm", 20 * _MIB))
     rates: dict[str, float] = {}
     before_bytes = site.gateway_memory_bytes()
