@@ -1,7 +1,7 @@
 """Compaction: bytes a point and reads, before and after.
 
 A job that logs one point a second commits every point by itself: chunks of one point.
-A million of them are laid down here in fifty parts; the compactor comes after each,
+A million of them are laid down here in thirty parts; the compactor comes after each,
 and a vacuum, as in life, where both come far more often. The same without either is the
 comparison. Reads of the whole series go through the gateway.
 """
@@ -23,7 +23,7 @@ from gateway.store.connections import Database
 from gateway.upkeep.compactor import Compactor
 from gateway.upkeep.throttle import Throttle
 
-_PARTS: Final = 50
+_PARTS: Final = 30
 _READS: Final = 2
 
 # One point a chunk, a second apart, some microseconds late, as a client's clock says.

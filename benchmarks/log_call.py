@@ -21,7 +21,7 @@ from typing import Final
 import headrace
 
 CALLS: Final = 50_000
-PACED_CALLS: Final = 3_000
+PACED_CALLS: Final = 1_500
 PACE_NS: Final = 1_000_000
 SCALARS: Final = 10
 NOWHERE: Final = "127.0.0.1:9"
