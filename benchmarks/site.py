@@ -30,6 +30,9 @@ START_DEADLINE_S: Final = 60.0
 WATCH_INTERVAL_S: Final = 0.05
 _MEMORY: Final = Path("/dev/shm")
 
+_VACUUM_DEADLINE_S: Final = 30.0
+_VACUUMS: Final = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"
+
 GATEWAY_BACKENDS: Final = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND backend_type = 'client backend'
@@ -137,10 +140,20 @@ class Site:
             await connection.close()
 
     async def checkpoint(self) -> None:
-        """Write out what earlier rounds left, so that none pays for another."""
+        """Write out what earlier rounds left, so that none pays for another.
+
+        The bytes of files in the bucket too: a flush of the write-ahead log would wait
+        for them. And the vacuum that follows a mass of new rows is over.
+        """
         connection = await asyncpg.connect(self.dsn)
         try:
             await connection.execute("CHECKPOINT")
+            await asyncio.to_thread(os.sync)
+            deadline = time.monotonic() + _VACUUM_DEADLINE_S
+            while (  # noqa: ASYNC110 - no event tells of it
+                await connection.fetchval(_VACUUMS) and time.monotonic() < deadline
+            ):
+                await asyncio.sleep(0.1)
         finally:
             await connection.close()
 
