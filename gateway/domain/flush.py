@@ -6,10 +6,28 @@ imports the other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 from uuid import UUID
 
 from gateway.domain.errors import Reason
 from gateway.domain.metadata import MetadataRows, Refusal
+
+CHUNK_COLUMNS: Final = (
+    "run_id",
+    "series_id",
+    "writer_no",
+    "last_sequence",
+    "first_step",
+    "last_step",
+    "first_time",
+    "min_value",
+    "max_value",
+    "attempt",
+    "step_offsets",
+    "time_offsets",
+    "values",
+)
+"""The columns of metric_chunks, in the order in which `ingest` packs and `store` copies rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

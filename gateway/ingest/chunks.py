@@ -22,27 +22,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gateway.domain.flush import CHUNK_COLUMNS
 from gateway.domain.limits import CHUNK_POINTS_MAX, CHUNK_POINTS_MAX_IRREGULAR
 from gateway.ingest.summary import Fold
 
 Int64s = NDArray[np.int64]
 
-COPY_COLUMNS: Final = (
-    "run_id",
-    "series_id",
-    "writer_no",
-    "last_sequence",
-    "first_step",
-    "last_step",
-    "first_time",
-    "min_value",
-    "max_value",
-    "attempt",
-    "step_offsets",
-    "time_offsets",
-    "values",
-)
-"""The columns of metric_chunks in the order of the packed rows."""
 
 _OFFSET_MAX: Final = 2**31 - 1
 _COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
@@ -361,7 +346,7 @@ def _row_template(points: int, regular: bool) -> NDArray[np.void]:
         arrays.insert(0, ("step_offsets", _INT4_OID, ">i4"))
     fields += [(name, _array_type(points, datum)) for name, _, datum in arrays]
     row = np.zeros(1, np.dtype(fields))
-    row["field_count"] = len(COPY_COLUMNS)
+    row["field_count"] = len(CHUNK_COLUMNS)
     for name, datum in fixed:
         row[f"{name}_bytes"] = np.dtype(datum).itemsize
     if regular:

@@ -23,10 +23,11 @@ from gateway.domain.compaction import (
     LoosePoints,
     MergedChunks,
 )
+from gateway.domain.flush import CHUNK_COLUMNS
 from gateway.domain.policies import Points
 from gateway.store.chunk_rows import Chunks, copy_chunks
 from gateway.store.connections import Database
-from gateway.store.flush_transaction import CHUNK_COLUMNS, sliced
+from gateway.store.flush_transaction import sliced
 from gateway.store.queries import load
 
 _SQL: Final = load("compaction")

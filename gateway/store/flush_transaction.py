@@ -15,6 +15,7 @@ import asyncpg
 
 from gateway.domain.errors import StoreUnavailableError
 from gateway.domain.flush import (
+    CHUNK_COLUMNS,
     EncodedFlush,
     FlushAmbiguousError,
     FlushConflictError,
@@ -35,21 +36,6 @@ from gateway.store.rejections import samples_to_json
 
 _SQL: Final = load("metrics")
 _METADATA_SQL: Final = load("metadata")
-CHUNK_COLUMNS: Final = (
-    "run_id",
-    "series_id",
-    "writer_no",
-    "last_sequence",
-    "first_step",
-    "last_step",
-    "first_time",
-    "min_value",
-    "max_value",
-    "attempt",
-    "step_offsets",
-    "time_offsets",
-    "values",
-)
 _COPY_PIECE_BYTES: Final = 512 * 1024
 _UNSEEN: Final = -(2**63)
 _BROKEN = (*CONNECTION_LOST, TimeoutError)
