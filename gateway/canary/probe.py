@@ -166,9 +166,9 @@ class _Conversation:
     ) -> bool:
         first = writer.written + 1
         writer.written += pace.records
+        self._measurements.wrote(pace.records)  # once: the next stream resends what fails here
         sent_at = time.monotonic()
         await stream.write(range(first, writer.written + 1))
-        self._measurements.wrote(pace.records)
         await stream.wait(writer.written)
         self._measurements.waited(time.monotonic() - sent_at)
         self._advance(writer, stream.committed)
