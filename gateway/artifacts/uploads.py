@@ -10,9 +10,7 @@ the server was found to check it, else by reading them back.
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID, uuid4
@@ -29,7 +27,6 @@ from gateway.telemetry import METRICS
 
 _LOG = structlog.get_logger(__name__)
 
-_REREAD_BATCH_BYTES: Final = 1024 * 1024
 _REREADS_MAX: Final = 4
 # Some servers forget the upload a moment before the object that it became appears.
 _WHOLE_AFTER_S: Final = (0.0, 0.2, 1.0)
@@ -357,8 +354,11 @@ class Uploads:
 
         async def work() -> None:
             for number in todo:
+                offset, length = part_range(upload.content.size, number)
                 async with self._slots.take(upload.upload_id):
-                    digest = await self._part_sha256(upload, number)
+                    digest = await self._bucket.sha256(
+                        upload.object_key, offset=offset, length=length
+                    )
                 if digest != upload.content.part_sha256(number):
                     wrong.append(number)
                 await self._store.touch(upload)  # a long check is progress too
@@ -367,28 +367,6 @@ class Uploads:
             for _ in range(min(_REREADS_MAX, len(part_numbers))):
                 tasks.create_task(work())
         return sorted(wrong)
-
-    async def _part_sha256(self, upload: Upload, part_number: int) -> bytes:
-        offset, length = part_range(upload.content.size, part_number)
-        digest = hashlib.sha256()
-        pieces: list[bytes] = []
-        size = 0
-
-        def take(gathered: list[bytes]) -> None:
-            for piece in gathered:
-                digest.update(piece)
-
-        chunks = self._bucket.read(upload.object_key, offset=offset, length=length)
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                pieces.append(chunk)
-                size += len(chunk)
-                if size >= _REREAD_BATCH_BYTES:
-                    # Beside the loop, which reads other parts meanwhile and serves metrics.
-                    await asyncio.to_thread(take, pieces)
-                    pieces, size = [], 0
-        take(pieces)
-        return digest.digest()
 
 
 def check_direct(direct: bool) -> None:

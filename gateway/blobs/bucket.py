@@ -25,6 +25,7 @@ from botocore.exceptions import ClientError
 from gateway.blobs.body import Body
 from gateway.blobs.clients import BucketSettings, Clients, open_clients
 from gateway.blobs.errors import BlobMissingError, UploadForgottenError, translate
+from gateway.blobs.hashing import Hasher
 from gateway.domain.artifacts import DOWNLOAD_CHUNK_BYTES
 from gateway.domain.errors import HeadraceError, Reason
 
@@ -56,6 +57,7 @@ class Bucket:
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
         self._clients: Clients
+        self._hasher: Hasher
         self._checks_sha256: bool | None = None
         self._probe_lock = asyncio.Lock()
 
@@ -71,6 +73,7 @@ class Bucket:
 
     async def __aenter__(self) -> Self:
         self._clients = await self._stack.enter_async_context(open_clients(self._settings))
+        self._hasher = self._stack.enter_context(contextlib.closing(Hasher(self._settings)))
         return self
 
     async def __aexit__(
@@ -270,6 +273,15 @@ class Bucket:
                 body.close()  # the rest will not be read: the connection is of no more use
             else:
                 await body.release()
+
+    async def sha256(self, key: str, *, offset: int, length: int) -> bytes:
+        """Return the SHA-256 of `length` bytes (1 or more) of an object from `offset`.
+
+        Raises:
+            BlobMissingError: there is no such object.
+            HeadraceError: the store failed, perhaps in the middle.
+        """
+        return await self._call("GetObject", self._hasher.sha256(key, offset=offset, length=length))
 
     async def list_objects(self, prefix: str) -> AsyncIterator[list[StoredObject]]:
         """Yield every object whose key begins with `prefix`, in pages of at most 1,000."""

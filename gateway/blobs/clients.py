@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _CONTROL_CONNECTIONS: Final = 16
+_CONTROL_TRIES: Final = 3
 _UNSIGNED_BODY: Final = {"payload_signing_enabled": False}
 
 
@@ -72,32 +73,48 @@ async def open_clients(settings: BucketSettings) -> AsyncIterator[Clients]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def client(endpoint_url: str | None, *, connections: int, tries: int) -> Any:
-            config = AioConfig(
-                signature_version="s3v4",
-                connect_timeout=_CONNECT_TIMEOUT_S,
-                read_timeout=settings.stall_timeout_s,
-                max_pool_connections=connections,
-                retries={"total_max_attempts": tries, "mode": "standard"},
-                # We send SHA-256 where it counts; CRC32 of every body would cost a pass.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                s3={"addressing_style": settings.addressing_style, **_UNSIGNED_BODY},
-            )
+            config = AioConfig(**_manners(settings, connections=connections, tries=tries))
             return await stack.enter_async_context(
-                session.client(
-                    "s3",
-                    region_name=settings.region,
-                    endpoint_url=endpoint_url,
-                    aws_access_key_id=settings.access_key_id,
-                    aws_secret_access_key=settings.secret_access_key,
-                    config=config,
-                )
+                session.client(**_server(settings, endpoint_url), config=config)
             )
 
         endpoint, public = settings.endpoint_url, settings.public_endpoint_url
-        control = await client(endpoint, connections=_CONTROL_CONNECTIONS, tries=3)
+        control = await client(endpoint, connections=_CONTROL_CONNECTIONS, tries=_CONTROL_TRIES)
         yield Clients(
             control=control,
             data=await client(endpoint, connections=settings.connections_max, tries=1),
             signer=control if public is None else await client(public, connections=1, tries=1),
         )
+
+
+def open_blocking_client(settings: BucketSettings, *, connections: int) -> Any:
+    """Return a boto3 client for use in threads; nothing is sent."""
+    import boto3  # noqa: PLC0415 - few gateways need it
+    from botocore.config import Config  # noqa: PLC0415
+
+    config = Config(**_manners(settings, connections=connections, tries=_CONTROL_TRIES))
+    return boto3.Session().client(**_server(settings, settings.endpoint_url), config=config)
+
+
+def _server(settings: BucketSettings, endpoint_url: str | None) -> dict[str, Any]:
+    return {
+        "service_name": "s3",
+        "region_name": settings.region,
+        "endpoint_url": endpoint_url,
+        "aws_access_key_id": settings.access_key_id,
+        "aws_secret_access_key": settings.secret_access_key,
+    }
+
+
+def _manners(settings: BucketSettings, *, connections: int, tries: int) -> dict[str, Any]:
+    return {
+        "signature_version": "s3v4",
+        "connect_timeout": _CONNECT_TIMEOUT_S,
+        "read_timeout": settings.stall_timeout_s,
+        "max_pool_connections": connections,
+        "retries": {"total_max_attempts": tries, "mode": "standard"},
+        # We send SHA-256 where it counts; CRC32 of every body would cost a pass.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        "s3": {"addressing_style": settings.addressing_style, **_UNSIGNED_BODY},
+    }
