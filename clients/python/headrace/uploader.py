@@ -8,6 +8,7 @@ stored in the order of the calls.
 """
 
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
@@ -71,6 +72,7 @@ class Uploader:
         self._note = Note(queue / queues.STATUS_NOTE)
         self._stored: int = Note.read(queue / queues.STATUS_NOTE).get("stored", 0)
         self._waits_for = ""
+        self._counting = threading.Lock()
 
     def run(self, *, deadline: float | None = None) -> bool:
         """Store what waits until no more can come.
@@ -127,10 +129,14 @@ class Uploader:
         self._waits_for = ""
         with ThreadPoolExecutor(PARALLEL) as executor:
             outcomes = list(executor.map(lambda item: self._store(transfers, *item), batch))
-        self._stored += outcomes.count(_Outcome.STORED)
-        waits_for = self._waits_for[:_WAITS_FOR_CHARACTERS_MAX]
-        self._note.write({"stored": self._stored, "waits_for": waits_for})
+        self._write_note()
         return set(outcomes)
+
+    def _write_note(self, *, stored: int = 0) -> None:
+        with self._counting:
+            self._stored += stored
+            waits_for = self._waits_for[:_WAITS_FOR_CHARACTERS_MAX]
+            self._note.write({"stored": self._stored, "waits_for": waits_for})
 
     def _store(self, transfers: Transfers, file: Path, request: Request) -> _Outcome:
         try:
@@ -159,6 +165,7 @@ class Uploader:
         except OSError as error:
             failure = f"{request.logged_as}: {error.strerror or error}"
         else:
+            self._write_note(stored=1)  # before: a trainer that sees nothing pending reads it
             queues.settle(file)
             return _Outcome.STORED
         _say(f"{request.path} failed: {failure}")
