@@ -5,7 +5,7 @@ Pure numpy; nothing here runs once per point in Python. The stages:
     gather    all batches into four flat columns; a *slot* says whose key a point is
     screen    reject what the contract forbids (rare; costs two reductions otherwise)
     sort      stable by slot, and by step, time, value only where a series is unordered
-    cut       each series into pieces of at most 128 points
+    cut       each series into pieces of at most CHUNK_POINTS_MAX points
     pack      pieces of equal length share one row template, filled by columns
     fold      count, last, min and max by series, for the writers' summaries
 
