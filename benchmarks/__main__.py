@@ -130,7 +130,7 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
         typer.Option(
             min=4,
             help="Points stored between the measurements of growth.",
-            show_default="40 million; 10 without --full",
+            show_default="20 million; 10 without --full",
         ),
     ] = None,
     soak_minutes: Annotated[
@@ -192,7 +192,7 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
         copy_points=copy_points,
         wide_points=wide_points,
         idle_streams=idle_streams,
-        growth_points=growth_points or DEFAULTS.growth_points // (4 if brief else 1),
+        growth_points=growth_points or DEFAULTS.growth_points // (2 if brief else 1),
         soak_minutes=soak_minutes,
         paced_s=DEFAULTS.paced_s / (2 if brief else 1),
     )

@@ -1,61 +1,73 @@
-"""Does ingest slow down as points pile up? The rate before and after a mass of stored points.
+"""Does ingest slow down as points pile up? A database full of them beside an empty one.
 
-Between the two measurements the gateway stores the mass itself, as fast as it
-takes it, into runs of their own: indexes, statistics and autovacuum are in the
-state that such a load leaves behind. The load measured is the same before and
-after, several rounds each, and the medians are compared.
+The gateway stores the mass itself, as fast as it takes it, into runs of their own:
+indexes, statistics and autovacuum are in the state that such a load leaves behind.
+Then the same load goes to both databases in turns (A B B A), so that a machine that
+becomes slower meanwhile slows both, and the medians are compared.
 """
 
-import asyncio
 from statistics import median
 from typing import Final
+
+import asyncpg
 
 from benchmarks.load import Load
 from benchmarks.raw_ingest import audit, generate, new_seed
 from benchmarks.raw_streams import Traffic
 from benchmarks.site import Site
 
-ROUNDS: Final = 3
-BRIEF_ROUNDS: Final = 2
+PAIRS: Final = 4
+BRIEF_PAIRS: Final = 2
 MASS_ROUND_POINTS: Final = 20_000_000
+QUARTER_FROM_POINTS: Final = 100_000_000
 
 
 async def measure_growth(site: Site, load: Load) -> dict[str, float]:
-    """Measure the rate now, after a quarter and after all of `load.growth_points` more.
+    """Measure the rate into nothing and into `load.growth_points`, into a quarter of many too.
 
-    On servers of its own: the mass would burden whatever is measured after it.
+    On servers of their own: the mass would burden whatever is measured after it.
     """
-    async with Site.open(workers=site.workers) as own:
-        return await _measure(own, load)
+    async with (
+        Site.open(workers=site.workers) as empty,
+        Site.open(workers=site.workers) as grown,
+    ):
+        figures: dict[str, float] = {}
+        stored = 0
+        marks = {"quarter": load.growth_points // 4, "end": load.growth_points}
+        if load.growth_points < QUARTER_FROM_POINTS:
+            del marks["quarter"]
+        for label, mark in marks.items():
+            while stored < mark:
+                points = min(MASS_ROUND_POINTS, mark - stored)
+                await _store(grown, load, points)
+                stored += points
+            before, after = await _rates(empty, grown, load)
+            figures["ingest_before_growth_points_per_s"] = before
+            figures[f"ingest_after_growth_{label}_points_per_s"] = after
+            figures[f"ingest_after_growth_{label}_ratio"] = after / before
+        figures["ingest_after_growth_ratio"] = figures.pop("ingest_after_growth_end_ratio")
+        figures["growth_points"] = stored
+        return figures
 
 
-async def _measure(site: Site, load: Load) -> dict[str, float]:
-    before = await _rate(site, load)
-    figures = {"ingest_before_growth_points_per_s": before}
-    stored = 0
-    marks = {"quarter": load.growth_points // 4, "end": load.growth_points}
-    if load.brief:
-        del marks["quarter"]
-    for label, mark in marks.items():
-        while stored < mark:
-            points = min(MASS_ROUND_POINTS, mark - stored)
-            await _store(site, load, points)
-            stored += points
-        rate = await _rate(site, load)
-        figures[f"ingest_after_growth_{label}_points_per_s"] = rate
-        figures[f"ingest_after_growth_{label}_ratio"] = rate / before
-    figures["ingest_after_growth_ratio"] = figures.pop("ingest_after_growth_end_ratio")
-    figures["growth_points"] = stored
-    return figures
+async def _rates(empty: Site, grown: Site, load: Load) -> tuple[float, float]:
+    rates: dict[Site, list[float]] = {empty: [], grown: []}
+    points = load.raw_points // (2 if load.brief else 1)
+    for pair in range(BRIEF_PAIRS if load.brief else PAIRS):
+        for site in (empty, grown) if pair % 2 == 0 else (grown, empty):
+            await site.checkpoint()
+            rates[site].append(await _store(site, load, points))
+            if site is empty:
+                await _clear(site)
+    return median(rates[empty]), median(rates[grown])
 
 
-async def _rate(site: Site, load: Load) -> float:
-    rates = []
-    for _ in range(BRIEF_ROUNDS if load.brief else ROUNDS):
-        await site.checkpoint()
-        rates.append(await _store(site, load, load.raw_points // 2))
-        await asyncio.sleep(0.5)
-    return median(rates)
+async def _clear(site: Site) -> None:
+    connection = await asyncpg.connect(site.dsn)
+    try:
+        await connection.execute("TRUNCATE metric_chunks")
+    finally:
+        await connection.close()
 
 
 async def _store(site: Site, load: Load, points: int) -> float:

@@ -45,7 +45,7 @@ class Load:
     paced_s: float = 8.0
     idle_streams: int = 5_000
     client_points: int = 100_000
-    growth_points: int = 40_000_000
+    growth_points: int = 20_000_000
     soak_minutes: int = 0
     search_runs: int = 100_000
     compaction_points: int = 1_000_000

@@ -22,7 +22,10 @@ from gateway.rpc.metadata import entries
 
 _BATCH_TAG: Final = 0x1A
 _FIRST_SEQUENCE, _RECORD_COUNT = 0x08, 0x10
-_COLUMNS: Final = {0x1A: ("<u4", 4), 0x22: ("<i8", 8), 0x2A: ("<i8", 8), 0x32: ("<f8", 8)}
+_COLUMNS: Final = {
+    tag: np.dtype(kind)  # made here: it would be half of what looking at a column costs
+    for tag, kind in {0x1A: "<u4", 0x22: "<i8", 0x2A: "<i8", 0x32: "<f8"}.items()
+}
 _NO_INDEX: Final = np.empty(0, np.uint32)
 _NO_INT: Final = np.empty(0, np.int64)
 _NO_VALUE: Final = np.empty(0, np.float64)
@@ -79,7 +82,7 @@ def _varint(message: bytes, start: int) -> tuple[int, int]:
 def _columns_in_place(message: bytes, place: int) -> Batch | None:
     """Return the batch when it is in the usual form; None leaves it to the generated class."""
     first_sequence = record_count = 0
-    columns: dict[int, NDArray[Any]] = {}  # dtypes stand in _COLUMNS
+    columns: dict[int, NDArray[Any]] = {}
     end = len(message)
     while place < end:
         tag = message[place]
@@ -91,10 +94,10 @@ def _columns_in_place(message: bytes, place: int) -> Batch | None:
         elif tag == _RECORD_COUNT:
             record_count = number
         else:
-            column = _COLUMNS.get(tag)
-            if column is None or tag in columns or number % column[1] or place + number > end:
+            kind = _COLUMNS.get(tag)
+            if kind is None or tag in columns or number % kind.itemsize or place + number > end:
                 return None
-            columns[tag] = np.frombuffer(message, column[0], number // column[1], place)
+            columns[tag] = np.frombuffer(message, kind, number // kind.itemsize, place)
             place += number
     if first_sequence >= 2**63 or record_count >= 2**32:
         return None

@@ -79,9 +79,9 @@ class RunStore:
             )
             if made is not None:
                 await _check_parent(connection, run_id, wanted.parent_run_id)
-                await connection.execute(_SQL["heartbeat"], run_id)
                 await _write(connection, run_id, wanted.entries)
-            runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
+            bare = made is not None and not wanted.entries  # then there is nothing else to read
+            runs = await read_runs(connection, [run_id], workspace_id, data=not bare, rest=not bare)
             if not runs:
                 raise HeadraceError(
                     Reason.RUN_EXISTS,

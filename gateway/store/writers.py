@@ -143,12 +143,9 @@ class WriterStore:
 async def _announce_attempt(connection: asyncpg.Connection, request: OpenRequest) -> None:
     exempt = list(request.resume_exempt_keys)
     fresh = await connection.fetchval(
-        _SQL["insert_attempt"], request.run_id, request.attempt, request.resume_step, exempt
+        _SQL["begin_attempt"], request.run_id, request.attempt, request.resume_step, exempt
     )
-    if fresh is not None:
-        await connection.execute(_SQL["restart_run"], request.run_id, request.attempt)
-        return
-    if request.resume_step is None:
+    if fresh is not None or request.resume_step is None:
         return
     known = await connection.fetchrow(_SQL["get_attempt"], request.run_id, request.attempt)
     if known["resume_step"] is None:

@@ -7,11 +7,19 @@ FROM runs
 WHERE run_id = $1 AND workspace_id = $2
 FOR KEY SHARE;  -- keeps a purge away until the writer is there to be fenced
 
--- name: insert_attempt
-INSERT INTO attempts (run_id, attempt, resume_step, resume_exempt_keys)
-VALUES ($1, $2, $3, $4)
-ON CONFLICT (run_id, attempt) DO NOTHING
-RETURNING attempt;
+-- name: begin_attempt
+-- Nothing when it was begun already. The newest attempt makes an ended run go on.
+WITH begun AS (
+    INSERT INTO attempts (run_id, attempt, resume_step, resume_exempt_keys)
+    VALUES ($1, $2, $3, $4)
+    ON CONFLICT (run_id, attempt) DO NOTHING
+    RETURNING attempt
+), restarted AS (
+    UPDATE runs SET state = 1, ended_at = NULL
+    WHERE run_id = $1 AND state <> 1 AND EXISTS (SELECT FROM begun)
+        AND NOT EXISTS (SELECT FROM attempts a WHERE a.run_id = $1 AND a.attempt > $2)
+)
+SELECT attempt FROM begun;
 
 -- name: get_attempt
 SELECT resume_step, resume_exempt_keys FROM attempts WHERE run_id = $1 AND attempt = $2;
@@ -19,11 +27,6 @@ SELECT resume_step, resume_exempt_keys FROM attempts WHERE run_id = $1 AND attem
 -- name: announce_resume_step
 UPDATE attempts SET resume_step = $3, resume_exempt_keys = $4
 WHERE run_id = $1 AND attempt = $2 AND resume_step IS NULL;
-
--- name: restart_run
-UPDATE runs SET state = 1, ended_at = NULL
-WHERE run_id = $1 AND state <> 1
-  AND NOT EXISTS (SELECT FROM attempts a WHERE a.run_id = $1 AND a.attempt > $2);
 
 -- name: open_writer
 INSERT INTO writers AS w (run_id, writer_id, incarnation, rank, attempt)

@@ -1,11 +1,17 @@
 -- Runs. $1 is always the run, $2 its caller's workspace, unless said.
 
 -- name: create
-INSERT INTO runs (run_id, workspace_id, experiment_id, name, step_policy, late_policy,
-    parent_run_id, started_at, user_name, host, git_commit, entry_point)
-VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()), $9, $10, $11, $12)
-ON CONFLICT (run_id) DO NOTHING
-RETURNING run_id;
+-- With its first heartbeat.
+WITH made AS (
+    INSERT INTO runs (run_id, workspace_id, experiment_id, name, step_policy, late_policy,
+        parent_run_id, started_at, user_name, host, git_commit, entry_point)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()), $9, $10, $11, $12)
+    ON CONFLICT (run_id) DO NOTHING
+    RETURNING run_id
+), heard_of AS (
+    INSERT INTO run_heartbeats (run_id, heartbeat_at) SELECT run_id, now() FROM made
+)
+SELECT run_id FROM made;
 
 -- name: line_above
 -- $1 a run, $2 its parent: whether the line from the parent upwards comes back to the run,
