@@ -181,7 +181,7 @@ class BareCall(asyncio.Protocol):
 
     def _flush(self) -> None:
         if self._transport is not None and not self._over:
-            self._transport.write(b"".join(self._outgoing))
+            self._transport.writelines(self._outgoing)
         self._outgoing.clear()
 
     def _end(self) -> None:

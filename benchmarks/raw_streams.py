@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import grpc
 import numpy as np
+import uvloop
 from headrace.stream_call import StreamCall, StreamOverError
 from headrace.v1 import metric_service_pb2 as wire
 from headrace.v1 import run_service_pb2, run_service_pb2_grpc
@@ -523,7 +524,7 @@ async def _run_until_terminated(address: str, traffic: Traffic, journal: str) ->
 
 def main() -> None:
     """Run from the command line; SIGTERM stops sending and drains."""
-    result = asyncio.run(_run_until_terminated(*_parse(sys.argv[1:])))
+    result = uvloop.run(_run_until_terminated(*_parse(sys.argv[1:])))
     print(json.dumps(asdict(result)))
     sys.exit(1 if result.errors else 0)
 

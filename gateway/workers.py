@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+import uvloop
 
 from gateway.config import Settings, split_address
 from gateway.domain.errors import HeadraceError
@@ -264,7 +265,7 @@ def main() -> None:
     configure_logs(format_=settings.log_format, level=settings.log_level)
     structlog.contextvars.bind_contextvars(worker=index)
     try:
-        sys.exit(0 if asyncio.run(_work(settings, index)) else 1)
+        sys.exit(0 if uvloop.run(_work(settings, index)) else 1)
     except (StartError, HeadraceError) as error:
         _LOG.error("worker cannot start", error=str(error))
         sys.exit(1)

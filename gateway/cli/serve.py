@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 
 from gateway.cli.options import (
     Config,
@@ -134,7 +135,8 @@ def _serve(settings: Settings) -> bool:
             return await Supervisor(settings, embedded=embedded).run(ready)
 
         one = settings.workers == 1 and embedded is None
-        return asyncio.run(alone() if one else supervised())
+        # The supervisor only watches: it needs no fast loop.
+        return uvloop.run(alone()) if one else asyncio.run(supervised())
 
 
 def _ready_line(settings: Settings, address: str, metrics_url: str) -> str:

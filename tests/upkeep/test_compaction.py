@@ -13,6 +13,7 @@ import pytest
 from headrace.v1 import metric_service_pb2 as pb
 from hypothesis import HealthCheck, Phase, given, settings
 
+from gateway.domain.compaction import GOING_ON_POINTS_MIN
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.policies import RankAggregation
 from gateway.ingest.merge import merge
@@ -106,7 +107,7 @@ async def test_a_slow_job_ends_in_full_chunks(
     before = await raw_points(connection, run.run_id)
     done = await compact(database)
     assert (done.runs, done.chunks_before, done.points) == (1, 600, 600)
-    assert await chunk_lengths(connection, run.run_id) == [100] * 6
+    assert await chunk_lengths(connection, run.run_id) == [150] * 4
     assert await raw_points(connection, run.run_id) == before
 
 
@@ -115,11 +116,11 @@ async def test_a_run_that_goes_on_is_merged_when_chunks_fill(
 ) -> None:
     run = await StoredRun.create(connection)
     await make_live(connection, run.run_id)
-    await one_point_each(run, "a", 255)
+    await one_point_each(run, "a", GOING_ON_POINTS_MIN - 1)
     assert (await compact(database)).chunks_before == 0
-    await one_point_each(run, "b", 256)
+    await one_point_each(run, "b", GOING_ON_POINTS_MIN)
     done = await compact(database)
-    assert (done.chunks_before, done.chunks_after) == (256, 2)
+    assert (done.chunks_before, done.chunks_after) == (GOING_ON_POINTS_MIN, 2)
     # Nothing new, nothing to do: what was merged stays as it is.
     assert (await compact(database)).chunks_before == 0
 
@@ -138,10 +139,10 @@ async def test_points_too_far_apart_for_one_chunk_are_looked_at_once(
 ) -> None:
     run = await StoredRun.create(connection)
     await make_live(connection, run.run_id)
-    await one_point_each(run, "a", 300, every_us=3_600 * SECOND_US)
+    await one_point_each(run, "a", GOING_ON_POINTS_MIN, every_us=3_600 * SECOND_US)
     before = await raw_points(connection, run.run_id)
     done = await compact(database)
-    assert (done.chunks_before, done.chunks_after) == (300, 300)
+    assert (done.chunks_before, done.chunks_after) == (GOING_ON_POINTS_MIN,) * 2
     assert (await compact(database)).chunks_before == 0
     assert await raw_points(connection, run.run_id) == before
 
@@ -151,7 +152,7 @@ async def test_fresh_points_are_left_alone(
 ) -> None:
     run = await StoredRun.create(connection)
     await make_live(connection, run.run_id)
-    await one_point_each(run, "a", 300)
+    await one_point_each(run, "a", GOING_ON_POINTS_MIN)
     assert (await compactor(database).compact_once()).chunks_before == 0
     assert (await compactor(database, idle_s=3_600).compact_once()).chunks_before == 0
 
