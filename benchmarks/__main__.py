@@ -129,7 +129,7 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
         int | None,
         typer.Option(
             min=4,
-            help="Points stored between the measurements of growth.",
+            help="Points of the grown database.",
             show_default="20 million; 10 without --full",
         ),
     ] = None,

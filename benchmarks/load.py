@@ -27,7 +27,7 @@ class Load:
         paced_s: for how long.
         idle_streams: streams opened to weigh them.
         client_points: points that each Python client logs.
-        growth_points: points stored between the measurements of growth.
+        growth_points: points of the database that growth compares with an empty one.
         soak_minutes: rounds of a minute each of the soak.
         search_runs: runs to search among.
         compaction_points: points of the series that is compacted.

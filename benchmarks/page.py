@@ -259,9 +259,9 @@ def _rest(figures: Figures) -> str:
         ("5,000 idle streams: gateway memory", "rss_mb_5000_streams", "MB"),
         ("… database connections", "connections_5000_streams", ""),
         ("… one more writer's ack p99", "ack_p99_ms_beside_5000_streams", "ms"),
-        ("points stored between the growth measurements", "growth_points", ""),
-        ("ingest before them", "ingest_before_growth_points_per_s", "points/s"),
-        ("ingest after them", "ingest_after_growth_end_points_per_s", "points/s"),
+        ("points in a database that has grown", "growth_points", ""),
+        ("ingest into an empty one, in turns", "ingest_before_growth_points_per_s", "points/s"),
+        ("ingest into the grown one", "ingest_after_growth_end_points_per_s", "points/s"),
     )
     return table(("", ""), [(label, shown(figures.get(name), unit)) for label, name, unit in rows])
 
