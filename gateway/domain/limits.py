@@ -46,13 +46,13 @@ READ_KEYS_MAX: Final = 10_000
 READ_POINTS_PER_MESSAGE_MAX: Final = 32_768
 """Points in one message of a read: 24 bytes each, 768 KiB."""
 
-CHUNK_POINTS_MAX: Final = 152
-"""Points in a stored chunk with regular steps. A row of 152 is 152 x (8 value + 4 time)
-+ 180 = 2,004 bytes: under the 2,032 at which PostgreSQL compresses a row (TOAST), which
-costs eight times the insert, and four to a page of 8 KiB with little left over."""
+CHUNK_POINTS_MAX: Final = 158
+"""Points in a stored chunk with regular steps. A row of 158 is 158 x (8 value + 4 time)
++ 124 = 2,020 bytes: under the 2,032 at which PostgreSQL compresses a row (TOAST), which
+costs eight times the insert, and four to a page of 8 KiB with next to nothing left over."""
 
-CHUNK_POINTS_MAX_IRREGULAR: Final = 112
-"""Points in a stored chunk that lists its steps: 112 x 16 + 204 = 1,996 bytes."""
+CHUNK_POINTS_MAX_IRREGULAR: Final = 119
+"""Points in a stored chunk that lists its steps: 119 x 16 + 120 = 2,024 bytes."""
 
 SUMMARY_BLOCK_SERIES: Final = 24
 """Series in one row of writer_summaries: 24 x 7 x 8 + 7 x 24 + 60 = 1,572 bytes."""

@@ -11,7 +11,7 @@ Pure numpy; nothing here runs once per point in Python. The stages:
 
 A slot is the portion's base plus the key index; with fewer than 65,536 of them the
 stable sort is numpy's radix sort. The COPY format: PostgreSQL documentation,
-"COPY", section "Binary Format"; arrays as in `array_send`.
+"COPY", section "Binary Format"; the columns of points are bytea, packed big-endian.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,6 @@ Int64s = NDArray[np.int64]
 _OFFSET_MAX: Final = 2**31 - 1
 _COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _COPY_TRAILER: Final = b"\xff\xff"
-_INT4_OID: Final = 23
-_FLOAT8_OID: Final = 701
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,17 +303,11 @@ def _rows(
         places = starts[:, None] + np.arange(points)
         times, values = time[places], value[places]
         steps = None if regular else step[places]
-    rows["time_offsets"]["item"]["datum"] = times - first_time[:, None]
-    rows["values"]["item"]["datum"] = values
+    rows["time_offsets"] = times - first_time[:, None]
+    rows["values"] = values
     if steps is not None:
-        rows["step_offsets"]["item"]["datum"] = steps - first_step[:, None]
+        rows["step_offsets"] = steps - first_step[:, None]
     return raw.data.cast("B")
-
-
-def _array_type(points: int, datum: str) -> np.dtype[np.void]:
-    item = np.dtype([("bytes", ">i4"), ("datum", datum)])
-    header = [(name, ">i4") for name in ("bytes", "dimensions", "flags", "oid", "length", "lower")]
-    return np.dtype([*header, ("item", item, (points,))])
 
 
 @lru_cache(maxsize=4 * CHUNK_POINTS_MAX)
@@ -333,30 +325,22 @@ def _row_template(points: int, regular: bool) -> NDArray[np.void]:
         ("max_value", ">f8"),
         ("attempt", ">i4"),
     ]
-    fields: list[tuple[str, str | np.dtype[np.void]]] = [("field_count", ">i2")]
+    packed = [("step_offsets", ">i4"), ("time_offsets", ">i4"), ("values", ">f8")]
+    fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [("field_count", ">i2")]
     for name, datum in fixed:
         fields += [(f"{name}_bytes", ">i4"), (name, datum)]
-    arrays: list[tuple[str, int, str]] = [
-        ("time_offsets", _INT4_OID, ">i4"),
-        ("values", _FLOAT8_OID, ">f8"),
-    ]
-    if regular:
-        fields.append(("step_offsets_bytes", ">i4"))
-    else:
-        arrays.insert(0, ("step_offsets", _INT4_OID, ">i4"))
-    fields += [(name, _array_type(points, datum)) for name, _, datum in arrays]
+    for name, datum in packed:
+        fields.append((f"{name}_bytes", ">i4"))
+        if not (regular and name == "step_offsets"):
+            fields.append((name, datum, (points,)))
     row = np.zeros(1, np.dtype(fields))
     row["field_count"] = len(CHUNK_COLUMNS)
     for name, datum in fixed:
         row[f"{name}_bytes"] = np.dtype(datum).itemsize
+    for name, datum in packed:
+        row[f"{name}_bytes"] = points * np.dtype(datum).itemsize
     if regular:
         row["step_offsets_bytes"] = -1  # NULL
-    for name, oid, datum in arrays:
-        array, size = row[name], np.dtype(datum).itemsize
-        array["bytes"] = 20 + points * (4 + size)
-        array["dimensions"], array["flags"], array["oid"] = 1, 0, oid
-        array["length"], array["lower"] = points, 1
-        array["item"]["bytes"] = size
     return row
 
 

@@ -2,16 +2,16 @@
 
 Called by the reading modules only. A query of chunk rows selects, in this order:
 shape, position, rank, attempt (int4), first_step, last_step, first_time (int8),
-values, time_offsets, step_offsets; where shape = 2 x points + (0 if step_offsets
-is null, else 1), and position says to which group of the read a chunk belongs.
+values, time_offsets, step_offsets (bytea, packed big-endian); where shape = 2 x points
++ (0 if step_offsets is null, else 1), and position says to which group of the read a
+chunk belongs.
 
 No per-point Python: rows of one shape are decoded together by numpy, whatever
 their order in the stream.
 
 Layout (https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"):
-a row is an int16 number of fields, then for each an int32 length and the bytes;
-an array field is a header of 20 bytes, then for each element an int32 length
-and the bytes. All big-endian.
+a row is an int16 number of fields, then for each an int32 length and the bytes. All
+big-endian.
 """
 
 import struct
@@ -32,7 +32,6 @@ _HEADER_BYTES: Final = len(_SIGNATURE) + 8
 _SHAPE: Final = struct.Struct(">i")
 _SHAPE_OFFSET: Final = 2 + 4
 _FIXED_BYTES: Final = 2 + 4 * (4 + 4) + 3 * (4 + 8)
-_ARRAY_HEADER_BYTES: Final = 4 + 20  # length of the field included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,19 +111,16 @@ def _row_bytes(shape: int) -> int:
 def _row_dtype(shape: int) -> np.dtype[np.void]:
     """Return the layout of a row with `shape >> 1` points, with step offsets if `shape & 1`."""
     count, has_steps = shape >> 1, shape & 1
-    element8 = np.dtype([("length", ">i4"), ("item", ">f8")])
-    element4 = np.dtype([("length", ">i4"), ("item", ">i4")])
     fields: list[tuple[object, ...]] = [("fields", ">i2")]
     for name in ("shape", "position", "rank", "attempt"):
         fields += [(f"{name}_length", ">i4"), (name, ">i4")]
     for name in ("first_step", "last_step", "first_time"):
         fields += [(f"{name}_length", ">i4"), (name, ">i8")]
-    fields += [("values_header", f"V{_ARRAY_HEADER_BYTES}"), ("values", element8, (count,))]
-    fields += [("times_header", f"V{_ARRAY_HEADER_BYTES}"), ("times", element4, (count,))]
+    fields += [("values_length", ">i4"), ("values", ">f8", (count,))]
+    fields += [("times_length", ">i4"), ("times", ">i4", (count,))]
+    fields += [("steps_length", ">i4")]
     if has_steps:
-        fields += [("steps_header", f"V{_ARRAY_HEADER_BYTES}"), ("steps", element4, (count,))]
-    else:
-        fields += [("steps_null", ">i4")]
+        fields += [("steps", ">i4", (count,))]
     return np.dtype(fields)
 
 
@@ -147,7 +143,7 @@ def _decode(data: bytes, shapes: NDArray[np.int64], offsets: NDArray[np.int64]) 
         first_step[chosen] = first
         count = shape >> 1
         if shape & 1:
-            offset = rows["steps"]["item"]
+            offset = rows["steps"]
         else:
             stride = (rows["last_step"] - first) // max(count - 1, 1)
             offset = stride[:, None] * np.arange(count)
@@ -155,13 +151,13 @@ def _decode(data: bytes, shapes: NDArray[np.int64], offsets: NDArray[np.int64]) 
         if len(chosen) == len(shapes):  # as most pages are: no scattering, no copies between
             of_chunk = [column.reshape(-1, count) for column in columns]
             np.add(first[:, None], offset, out=of_chunk[0])
-            np.add(rows["first_time"][:, None], rows["times"]["item"], out=of_chunk[1])
-            of_chunk[2][...] = rows["values"]["item"]
+            np.add(rows["first_time"][:, None], rows["times"], out=of_chunk[1])
+            of_chunk[2][...] = rows["values"]
         else:
             where = starts[chosen][:, None] + np.arange(count)
             step[where] = first[:, None] + offset
-            time_us[where] = rows["first_time"][:, None] + rows["times"]["item"]
-            value[where] = rows["values"]["item"]
+            time_us[where] = rows["first_time"][:, None] + rows["times"]
+            value[where] = rows["values"]
     return Chunks(
         position=scalars["position"],
         first_step=first_step,

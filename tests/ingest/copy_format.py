@@ -76,9 +76,9 @@ def _row(fields: list[bytes | None]) -> ChunkRow:
         min_value=_one(">d", minimum),
         max_value=_one(">d", maximum),
         attempt=_one(">i", attempt),
-        step_offsets=None if step_offsets is None else _array(step_offsets, 23, ">i"),
-        time_offsets=_array(time_offsets, 23, ">i"),
-        values=_array(values, 701, ">d"),
+        step_offsets=None if step_offsets is None else _all(">i", step_offsets),
+        time_offsets=_all(">i", time_offsets),
+        values=_all(">d", values),
     )
 
 
@@ -87,13 +87,5 @@ def _one(form: str, field: bytes | None):  # type: ignore[no-untyped-def]
     return struct.unpack(form, field)[0]
 
 
-def _array(field: bytes, oid: int, form: str):  # type: ignore[no-untyped-def]
-    dimensions, flags, found_oid, length, lower = struct.unpack_from(">5i", field)
-    assert (dimensions, flags, found_oid, lower) == (1, 0, oid, 1)
-    size = struct.calcsize(form)
-    items = []
-    for place in range(20, len(field), 4 + size):
-        assert struct.unpack_from(">i", field, place)[0] == size
-        items.append(struct.unpack_from(form, field, place + 4)[0])
-    assert len(items) == length
-    return items
+def _all(form: str, field: bytes):  # type: ignore[no-untyped-def]
+    return [item for (item,) in struct.iter_unpack(form, field)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from headrace.v1 import metric_service_pb2 as pb
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.flush import OpenRequest
 from gateway.domain.identity import ANONYMOUS, set_identity
+from gateway.domain.limits import CHUNK_POINTS_MAX, CHUNK_POINTS_MAX_IRREGULAR
 from gateway.ingest.engine import IngestEngine, IngestSettings
 from gateway.ingest.session import Session
 from gateway.rpc.metric_write import MetricWriteService
@@ -134,6 +136,28 @@ async def test_acknowledged_records_are_stored(bench: Bench) -> None:
     await stream.acknowledged(2)
     assert await bench.points(run_id) == [("k0", 1, 0.5), ("k0", 2, 0.25), ("k1", 1, 1.5)]
     assert stream.session.counters.accepted_points == 3
+
+
+async def test_the_longest_chunks_stay_whole_in_their_rows(bench: Bench) -> None:
+    """A longer row would be compressed or cut in pieces: an insert that costs eight times more."""
+    rng = random.Random(1)
+    run_id = await bench.run()
+    stream = await bench.open(_request(run_id))
+    points: list[Point] = []
+    for index, length in ((0, CHUNK_POINTS_MAX), (1, CHUNK_POINTS_MAX_IRREGULAR)):
+        steps = range(4 * length) if index == 0 else sorted(rng.sample(range(2**31), 4 * length))
+        points += [(index, step, _START + rng.randrange(2**31), rng.random()) for step in steps]
+    stream.send(1, points)
+    await stream.acknowledged(1)
+    rows = await bench.admin.fetch(
+        "SELECT length(values) / 8 AS points, pg_column_size(c.*) AS bytes, count(*) AS chunks"
+        " FROM metric_chunks c WHERE run_id = $1 GROUP BY 1, 2 ORDER BY 1",
+        run_id,
+    )
+    # The sizes that gateway.domain.limits gives.
+    assert [tuple(row) for row in rows] == [(119, 2_024, 4), (158, 2_020, 4)]
+    toast = "SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE relname = 'metric_chunks'"
+    assert await bench.admin.fetchval(toast) == 0
 
 
 async def test_how_long_batches_waited_can_be_asked(bench: Bench) -> None:

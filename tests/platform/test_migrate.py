@@ -1,7 +1,11 @@
 """Migrations run once, in order, whole or not at all, however many gateways start together."""
 
 import asyncio
+import math
+import random
 import shutil
+import struct
+import uuid
 from pathlib import Path
 
 import asyncpg
@@ -81,3 +85,66 @@ async def test_an_unreachable_database_is_said_to_be() -> None:
     with pytest.raises(HeadraceError) as failed:
         await migrate.migrate("postgresql://nobody@127.0.0.1:1/none")
     assert failed.value.reason is Reason.STORE_UNAVAILABLE
+
+
+async def test_chunks_of_arrays_become_packed_ones_bit_by_bit(empty_dsn: str) -> None:
+    """Migration 0008, and the functions by which plain SQL reads what it packs."""
+    rng = random.Random(8)
+    values = [0.0, -0.0, math.inf, -math.inf, math.nan, 5e-324, -5e-324, 1.7976931348623157e308]
+    values += [2.2250738585072014e-308, 2.225073858507201e-308, -1.5, math.pi]
+    values += [struct.unpack(">d", rng.randbytes(8))[0] for _ in range(20_000)]
+    run_id = uuid.uuid4()
+    before, after = migrate.migrations()[:7], migrate.migrations()[7]
+    assert after.name == "0008_packed_chunks"
+    connection = await asyncpg.connect(empty_dsn)
+    try:
+        for each in before:
+            await connection.execute(each.path.read_text())
+        series_id = await connection.fetchval(
+            "INSERT INTO series (run_id, rank, key) VALUES ($1, 0, 'loss') RETURNING series_id",
+            run_id,
+        )
+        await connection.executemany(
+            "INSERT INTO metric_chunks VALUES ($1, $2, 1, $3, $4, $5, $6, 0, 0, 1, $7, $8, $9)",
+            [
+                _chunk_of_arrays(rng, run_id, series_id, first, values[first : first + 100])
+                for first in range(0, len(values), 100)
+            ],
+        )
+        of_arrays = await _raw_points(connection, run_id)
+        await connection.execute(after.path.read_text())
+        assert await _raw_points(connection, run_id) == of_arrays
+        assert len(of_arrays) == len(values)
+    finally:
+        await connection.close()
+
+
+def _chunk_of_arrays(
+    rng: random.Random, run_id: uuid.UUID, series_id: int, place: int, values: list[float]
+) -> tuple[object, ...]:
+    """Return a row of before; every third has irregular steps, every second is merged."""
+    times = [0, *(rng.randint(-(2**31), 2**31 - 1) for _ in values[1:])]
+    steps = None
+    last_offset = 7 * (len(values) - 1)
+    if place % 300 == 0:
+        steps = [0, *sorted(rng.sample(range(1, 2**31), len(values) - 1))]
+        last_offset = steps[-1]
+    first_step = 10_000 * place - 1_000_000
+    sequence = place % 200 // 100  # 0: merged
+    return (
+        run_id, series_id, sequence, first_step, first_step + last_offset, 10**15, steps, times,
+        values,
+    )  # fmt: skip
+
+
+async def _raw_points(
+    connection: asyncpg.Connection, run_id: uuid.UUID
+) -> list[tuple[object, ...]]:
+    rows = await connection.fetch(
+        "SELECT step, time, value FROM metric_points_raw WHERE run_id = $1", run_id
+    )
+    # A NaN is one of many: only that it is one counts.
+    return sorted(
+        (step, time, struct.pack(">d", math.nan if math.isnan(value) else value))
+        for step, time, value in rows
+    )

@@ -14,7 +14,7 @@ from gateway.store import snapshot
 from gateway.store.connections import Database
 from gateway.store.reading import MetricReading
 from tests.reading.reads import read_metrics, stream
-from tests.support.chunks import StoredRun, StoredWriter
+from tests.support.chunks import StoredRun, StoredWriter, packed
 
 POINTS = 1_000_000
 CHUNK_POINTS = 128
@@ -44,8 +44,8 @@ async def a_long_run(
             float(chunk.max()),
             1,
             None,
-            list(range(0, len(chunk) * 1_000, 1_000)),
-            chunk.tolist(),
+            packed("i", range(0, len(chunk) * 1_000, 1_000)),
+            packed("d", chunk.tolist()),
         )
         for begin, chunk in zip(begins, chunks, strict=True)
     ]

@@ -6,6 +6,7 @@ flush of one writer, in one transaction, with its summaries and watermark.
 """
 
 import math
+import struct
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -167,8 +168,8 @@ class StoredRun:
                     *extremes(value for _, _, value in chunk),
                     writer.attempt,
                     step_offsets([step for step, _, _ in chunk]),
-                    [time_us - chunk[0][1] for _, time_us, _ in chunk],
-                    [value for _, _, value in chunk],
+                    packed("i", [time_us - chunk[0][1] for _, time_us, _ in chunk]),
+                    packed("d", [value for _, _, value in chunk]),
                 )
                 for chunk in chunks
             ],
@@ -208,8 +209,13 @@ class StoredRun:
             )
 
 
-def step_offsets(steps: list[int]) -> list[int] | None:
+def step_offsets(steps: list[int]) -> bytes | None:
     """Return the stored form: None for an arithmetic progression."""
     if len({after - before for before, after in pairwise(steps)}) <= 1:
         return None
-    return [step - steps[0] for step in steps]
+    return packed("i", [step - steps[0] for step in steps])
+
+
+def packed(form: str, items: Sequence[float]) -> bytes:
+    """Return the stored form of a column: big-endian, end to end."""
+    return struct.pack(f">{len(items)}{form}", *items)

@@ -18,33 +18,20 @@ import numpy.typing as npt
 
 from benchmarks.plan import Columns, Plan
 
-_POINTS: Final = """
-SELECT c.series_id, c.writer_no,
-       CASE WHEN c.step_offsets IS NULL AND cardinality(c.values) > 1
-            THEN c.first_step
-                 + (p.n - 1) * ((c.last_step - c.first_step) / (cardinality(c.values) - 1))
-            ELSE c.first_step + coalesce(c.step_offsets[p.n], 0) END AS step,
-       c.first_time + c.time_offsets[p.n] AS time_us,
-       p.value AS value
-FROM metric_chunks c, unnest(c.values) WITH ORDINALITY AS p (value, n)
-WHERE c.run_id = $1
+_CHUNKS: Final = """
+SELECT series_id, writer_no, first_step, last_step, first_time, step_offsets, time_offsets, values
+FROM metric_chunks
+WHERE run_id = $1
 """
-_ROW: Final = np.dtype(
-    [("fields", ">i2")]
-    + [
-        part
-        for name, kind in (
-            ("series_id", ">i8"),
-            ("writer_no", ">i8"),
-            ("step", ">i8"),
-            ("time_us", ">i8"),
-            ("value", ">f8"),
-        )
-        for part in ((f"{name}_length", ">i4"), (name, kind))
+_POINT: Final = np.dtype(
+    [
+        ("series_id", np.int64),
+        ("writer_no", np.int64),
+        ("step", np.int64),
+        ("time_us", np.int64),
+        ("value", np.float64),
     ]
 )
-_COPY_HEADER_BYTES: Final = 19
-_COPY_TRAILER_BYTES: Final = 2
 _DEAD: Final = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
 
 
@@ -109,20 +96,8 @@ class Oracle:
 
     async def points(self, run_id: str) -> "npt.NDArray[Any]":
         """Return every stored point of a run: series_id, writer_no, step, time_us, value."""
-        pieces = bytearray()
-
-        async def take(data: bytes) -> None:
-            pieces.extend(data)
-
-        await self._connection.copy_from_query(
-            _POINTS, uuid.UUID(run_id), output=take, format="binary"
-        )
-        body = bytes(pieces)[_COPY_HEADER_BYTES:-_COPY_TRAILER_BYTES]
-        rows = np.frombuffer(body, _ROW)
-        assert (rows["fields"] == 5).all()
-        lengths = [name for name in _ROW.names or () if name.endswith("length")]
-        assert all((rows[name] == 8).all() for name in lengths)
-        return rows
+        chunks = [_points(row) for row in await self.fetch(_CHUNKS, uuid.UUID(run_id))]
+        return np.concatenate(chunks) if chunks else np.empty(0, _POINT)
 
     async def series_ids(self, run_id: str, rank: int, plan: Plan) -> "npt.NDArray[np.int64]":
         """Return the series id of each series index of a plan; -1 where there is none."""
@@ -203,6 +178,27 @@ class Oracle:
             if len(numbers):
                 extremes = (summary["min_value"], summary["max_value"])
                 assert extremes == (numbers.min(), numbers.max()), f"{name}: {series_id}"
+
+
+def _points(chunk: Any) -> "npt.NDArray[Any]":
+    """Return the points of one row of metric_chunks."""
+    value = np.frombuffer(chunk["values"], ">f8")
+    time_offset = np.frombuffer(chunk["time_offsets"], ">i4")
+    count = len(value)
+    assert count == len(time_offset) > 0
+    points = np.empty(count, _POINT)
+    points["series_id"], points["writer_no"] = chunk["series_id"], chunk["writer_no"]
+    if chunk["step_offsets"] is not None:
+        points["step"] = np.frombuffer(chunk["step_offsets"], ">i4")
+    else:
+        span = chunk["last_step"] - chunk["first_step"]
+        assert span % max(count - 1, 1) == 0
+        points["step"] = np.arange(count) * (span // max(count - 1, 1))
+    points["step"] += chunk["first_step"]
+    assert points["step"][-1] == chunk["last_step"]
+    points["time_us"] = chunk["first_time"] + time_offset.astype(np.int64)
+    points["value"] = value
+    return points
 
 
 def assert_same_points(

@@ -58,7 +58,7 @@ FROM (
     SELECT
         u.position,
         CASE WHEN $9::boolean THEN c.attempt ELSE 0 END AS attempt,
-        cardinality(c.values) AS point_count,
+        length(c.values) / 8 AS point_count,
         CASE WHEN whole THEN c.first_step ELSE inside.first_step END AS first_step,
         CASE WHEN whole THEN c.last_step ELSE inside.last_step END AS last_step
     FROM unnest($2::bigint[], $3::integer[], $4::boolean[]) AS u (series_id, position, exempt)
@@ -75,10 +75,9 @@ FROM (
     CROSS JOIN LATERAL (
         SELECT min(step) AS first_step, max(step) AS last_step
         FROM (
-            SELECT c.first_step + coalesce(p.step_offset::bigint, (p.place - 1)
-                * ((c.last_step - c.first_step) / greatest(cardinality(c.values) - 1, 1))) AS step
-            FROM unnest(c.step_offsets, c.time_offsets) WITH ORDINALITY
-                AS p (step_offset, time_offset, place)
+            SELECT chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.values) / 8, place)
+                AS step
+            FROM generate_series(0, length(c.values) / 8 - 1) AS p (place)
         ) s
         WHERE NOT whole AND step BETWEEN $5 AND b.last_visible_step
     ) inside
@@ -92,7 +91,7 @@ ORDER BY position, attempt;
 -- order, in the order of (2): nothing is sorted, nothing is held.
 -- (1) run, (2) series ids, (3) their groups, (4) their ranks, (5) first step, (6) last step
 SELECT
-    cardinality(c.values) * 2 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
+    length(c.values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
     c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
 FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS u (series_id, position, rank)
 CROSS JOIN LATERAL (
@@ -105,7 +104,7 @@ CROSS JOIN LATERAL (
 -- name: chunks_by_group
 -- The same for groups of several series, or with attempts kept apart (7).
 SELECT
-    cardinality(c.values) * 2 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
+    length(c.values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
     c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
 FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS u (series_id, position, rank)
 JOIN stored_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
@@ -121,7 +120,7 @@ SELECT
     c.min_value,
     c.max_value,
     c.attempt,
-    cardinality(c.values),
+    length(c.values) / 8,
     (c.step_offsets IS NULL)::integer
 FROM stored_chunks c
 WHERE c.run_id = $1 AND c.series_id = $2 AND c.first_step <= $4 AND c.last_step >= $3
@@ -131,7 +130,7 @@ ORDER BY c.first_step;
 -- Some chunks of one series, by their first steps (5), which the caller knows to differ.
 -- (1) run, (2) series, (3) its group, (4) its rank
 SELECT
-    cardinality(c.values) * 2 + (c.step_offsets IS NOT NULL)::integer, $3::integer, $4::integer,
+    length(c.values) / 4 + (c.step_offsets IS NOT NULL)::integer, $3::integer, $4::integer,
     c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
 FROM stored_chunks c
 WHERE c.run_id = $1 AND c.series_id = $2 AND c.first_step = ANY ($5::bigint[])
@@ -158,7 +157,7 @@ WHERE run_id = $1 AND writer_no = ANY ($2::bigint[]);
 -- (4) ranks, (5) writers, (6) the sequence read before, (7) (8) the first steps to look
 -- at. A chunk of a series lies at its steps in the index, not at its sequence.
 SELECT
-    cardinality(c.values) * 2 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
+    length(c.values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
     c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
 FROM unnest(
     $2::bigint[], $3::integer[], $4::integer[], $5::bigint[], $6::bigint[], $7::bigint[],
@@ -195,7 +194,7 @@ WITH cut AS (
     SELECT
         u.series_id,
         u.attempt,
-        sum(CASE WHEN whole THEN cardinality(c.values) ELSE inside.point_count END)::bigint
+        sum(CASE WHEN whole THEN length(c.values) / 8 ELSE inside.point_count END)::bigint
             AS point_count,
         max(CASE WHEN whole THEN c.last_step ELSE inside.last_step END) AS last_step,
         min(CASE WHEN whole THEN c.min_value ELSE inside.min_value END) AS min_value,
@@ -212,10 +211,11 @@ WITH cut AS (
             min(value) AS min_value,
             max(nullif(value, 'NaN')) AS max_value
         FROM (
-            SELECT p.value, c.first_step + coalesce(p.step_offset::bigint, (p.place - 1)
-                * ((c.last_step - c.first_step) / greatest(cardinality(c.values) - 1, 1))) AS step
-            FROM unnest(c.step_offsets, c.values) WITH ORDINALITY
-                AS p (step_offset, value, place)
+            SELECT
+                packed_float8(c.values, place) AS value,
+                chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.values) / 8, place)
+                    AS step
+            FROM generate_series(0, length(c.values) / 8 - 1) AS p (place)
         ) s
         WHERE NOT whole AND step < u.hidden_from_step
     ) inside
@@ -226,14 +226,18 @@ SELECT
     last.value AS last_value, cut.min_value, coalesce(cut.max_value, 'NaN') AS max_value
 FROM cut
 CROSS JOIN LATERAL (
-    SELECT c.first_time + p.time_offset AS time_us, p.value
-    FROM stored_chunks c
-    CROSS JOIN LATERAL unnest(c.step_offsets, c.time_offsets, c.values) WITH ORDINALITY
-        AS p (step_offset, time_offset, value, place)
-    WHERE c.run_id = $1 AND c.series_id = cut.series_id AND c.attempt = cut.attempt
-        AND c.first_step <= cut.last_step AND c.last_step >= cut.last_step
-        AND cut.last_step = c.first_step + coalesce(p.step_offset::bigint, (p.place - 1)
-            * ((c.last_step - c.first_step) / greatest(cardinality(c.values) - 1, 1)))
-    ORDER BY time_us DESC, p.value <> 'NaN' DESC, p.value DESC
+    SELECT time_us, value
+    FROM (
+        SELECT
+            c.first_time + packed_int4(c.time_offsets, place) AS time_us,
+            packed_float8(c.values, place) AS value
+        FROM stored_chunks c
+        CROSS JOIN LATERAL generate_series(0, length(c.values) / 8 - 1) AS p (place)
+        WHERE c.run_id = $1 AND c.series_id = cut.series_id AND c.attempt = cut.attempt
+            AND c.first_step <= cut.last_step AND c.last_step >= cut.last_step
+            AND cut.last_step
+                = chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.values) / 8, place)
+    ) at_last_step
+    ORDER BY time_us DESC, value <> 'NaN' DESC, value DESC
     LIMIT 1
 ) last;
