@@ -9,15 +9,16 @@ Pure numpy; nothing here runs once per point in Python. The stages:
     pack      pieces of equal length share one row template, filled by columns
     fold      count, last, min and max by series, for the writers' summaries
 
-A slot is the portion's base plus the key index; with fewer than 65,536 of them the
-stable sort is numpy's radix sort. The COPY format: PostgreSQL documentation,
+A slot is the portion's base plus the key index. Points come portion by portion, so the
+stable sort works on blocks of few slots, where numpy's radix sort has one byte to look
+at. The COPY format: PostgreSQL documentation,
 "COPY", section "Binary Format"; the columns of points are bytea, packed big-endian.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -27,8 +28,10 @@ from gateway.domain.limits import CHUNK_POINTS_MAX, CHUNK_POINTS_MAX_IRREGULAR
 from gateway.ingest.summary import Fold
 
 Int64s = NDArray[np.int64]
+Column = TypeVar("Column", Int64s, NDArray[np.float64])
 
 
+_BYTE_VALUES: Final = 256
 _OFFSET_MAX: Final = 2**31 - 1
 _COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _COPY_TRAILER: Final = b"\xff\xff"
@@ -101,9 +104,41 @@ class Sorted:
     repeats: NDArray[np.bool_] | None
 
 
-def sort(points: Points, slot_count: int) -> Sorted:
-    """Sort points by series, and by (step, time, value) where that is needed."""
-    order = _stable_order(points.slot)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Points that lie together and whose slots lie together."""
+
+    slots: slice
+    points: slice
+
+
+def blocks(slot_counts: Sequence[int], point_counts: Sequence[int]) -> list[Block]:
+    """Put neighbouring portions together while a byte can tell their slots apart.
+
+    Args:
+        slot_counts: of each portion.
+        point_counts: of each portion, whose points follow those of the portion before.
+    """
+    found: list[Block] = []
+    first_slot = first_point = slot = point = 0
+    for slots, points in zip(slot_counts, point_counts, strict=True):
+        if slot + slots - first_slot > _BYTE_VALUES and slot > first_slot:
+            found.append(Block(slots=slice(first_slot, slot), points=slice(first_point, point)))
+            first_slot, first_point = slot, point
+        slot += slots
+        point += points
+    found.append(Block(slots=slice(first_slot, slot), points=slice(first_point, point)))
+    return found
+
+
+def sort(points: Points, within: Sequence[Block]) -> Sorted:
+    """Sort points by series, and by (step, time, value) where that is needed.
+
+    Args:
+        points: in any order within each block.
+        within: blocks that cover all points and all slots, ascending.
+    """
+    order = _stable_order(points.slot, within)
     slot, step = points.slot.take(order), points.step.take(order)
     time, value = points.time.take(order), points.value.take(order)
     starts = np.concatenate(([0], np.flatnonzero(slot[1:] != slot[:-1]) + 1))
@@ -115,7 +150,7 @@ def sort(points: Points, slot_count: int) -> Sorted:
         falls = step[1:] <= step[:-1]
         falls[starts[1:] - 1] = False
         if falls.any():
-            affected = np.zeros(slot_count, np.bool_)
+            affected = np.zeros(within[-1].slots.stop, np.bool_)
             affected[slot[1:][falls]] = True
             places = np.flatnonzero(affected[slot])
             ranked = np.where(np.isnan(value[places]), -np.inf, value[places])
@@ -134,13 +169,23 @@ def sort(points: Points, slot_count: int) -> Sorted:
     )
 
 
-def _stable_order(slot: NDArray[np.uint16] | NDArray[np.uint32]) -> NDArray[np.intp]:
-    if slot.dtype == np.uint16:
-        return np.argsort(slot, kind="stable")  # radix sort
-    # Two radix passes: numpy has none for 32 bits.
-    low = np.argsort((slot & 0xFFFF).astype(np.uint16), kind="stable")
-    high = np.argsort((slot >> 16).astype(np.uint16)[low], kind="stable")
-    return low[high]
+def _stable_order(
+    slot: NDArray[np.uint16] | NDArray[np.uint32], within: Sequence[Block]
+) -> NDArray[np.intp]:
+    order = np.empty(len(slot), np.intp)
+    for block in within:
+        part = slot[block.points] - slot.dtype.type(block.slots.start)
+        slots = block.slots.stop - block.slots.start
+        if slots <= _BYTE_VALUES:
+            inner = np.argsort(part.astype(np.uint8), kind="stable")  # radix sort
+        elif slots <= 65_536:
+            inner = np.argsort(part.astype(np.uint16), kind="stable")
+        else:  # numpy has none for 32 bits
+            low = np.argsort((part & 0xFFFF).astype(np.uint16), kind="stable")
+            high = np.argsort((part >> 16).astype(np.uint16)[low], kind="stable")
+            inner = low[high]
+        np.add(inner, block.points.start, out=order[block.points])
+    return order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,20 +339,27 @@ def _rows(
     rows["min_value"] = pieces.min_value[which]
     rows["max_value"] = pieces.max_value[which]
 
-    span = slice(int(starts[0]), int(starts[0]) + len(which) * points)
-    if starts[-1] + points == span.stop and len(which) > 0:
-        # Neighbours of equal length: the points are a matrix already.
-        times, values = time[span].reshape(-1, points), value[span].reshape(-1, points)
-        steps = None if regular else step[span].reshape(-1, points)
-    else:
-        places = starts[:, None] + np.arange(points)
-        times, values = time[places], value[places]
-        steps = None if regular else step[places]
-    rows["time_offsets"] = times - first_time[:, None]
-    rows["values"] = values
-    if steps is not None:
-        rows["step_offsets"] = steps - first_step[:, None]
+    rows["time_offsets"] = _matrix(time, starts, points) - first_time[:, None]
+    rows["values"] = _matrix(value, starts, points)
+    if not regular:
+        rows["step_offsets"] = _matrix(step, starts, points) - first_step[:, None]
     return raw.data.cast("B")
+
+
+def _matrix(column: Column, starts: Int64s, points: int) -> Column:
+    """Return the stretches of so many points that begin at `starts`, one a row."""
+    first, count = int(starts[0]), len(starts)
+    if starts[-1] == first + (count - 1) * points:  # neighbours: no copy
+        return column[first : first + count * points].reshape(count, points)
+    # A window as long as a stretch at every point; taking some copies each in one piece.
+    windows = np.ndarray(
+        (len(column) - points + 1,),
+        np.dtype(f"V{points * column.itemsize}"),
+        buffer=column,
+        strides=(column.itemsize,),
+    )
+    taken: Column = windows[starts].view(column.dtype).reshape(count, points)
+    return taken
 
 
 @lru_cache(maxsize=4 * CHUNK_POINTS_MAX)

@@ -157,18 +157,21 @@ def encode(
     copy_pieces: list[memoryview] = []
     chunk_count = 0
     if stored:
-        ordered = chunks.sort(points, slot_count)
+        point_counts = (
+            [portion.points for portion in portions]
+            if stored == sum(portion.points for portion in portions)
+            else np.bincount(slots.portion[points.slot], minlength=len(portions)).tolist()
+        )
+        ordered = chunks.sort(points, chunks.blocks(sizes, point_counts))
         pieces = chunks.cut(ordered)
         chunk_count = len(pieces.starts)
         copy_pieces = chunks.pack(ordered, pieces, slots, _portion_identity(portions))
         series_portion = slots.portion[ordered.slots]
         accepted = _sum_by(series_portion, ordered.counts, len(portions))
         fold = chunks.fold(ordered, pieces, slots.series_id)
-        parts, owners, series_marks = _summary_parts(
-            portions, bases, ordered, series_portion, new_positions
-        )
+        parts, owners = _summary_parts(portions, bases, ordered, series_portion, new_positions)
+        summaries, states, series_marks = advance(parts, fold)
         late, repeated = _late_and_repeated(ordered, series_marks, series_portion, len(portions))
-        summaries, states = advance(parts, fold)
         for owner, state in zip(owners, states, strict=True):
             advanced[owner] = state
         if marks is not None:
@@ -259,11 +262,10 @@ def _summary_parts(
     ordered: chunks.Sorted,
     series_portion: NDArray[np.int32],
     new_positions: list[tuple[NDArray[np.intp], NDArray[np.int32]] | None],
-) -> tuple[list[SummaryPart], list[int], NDArray[np.int64]]:
-    """Return each portion's part, the portions' numbers, and the mark of each series."""
+) -> tuple[list[SummaryPart], list[int]]:
+    """Return the part of each portion that has points, and the portions' numbers."""
     parts: list[SummaryPart] = []
     owners: list[int] = []
-    marks: list[NDArray[np.int64]] = []
     edges = np.searchsorted(series_portion, np.arange(len(portions) + 1)).tolist()
     for number, portion in enumerate(portions):
         first, end = edges[number], edges[number + 1]
@@ -277,7 +279,6 @@ def _summary_parts(
             size = session.summary.size
             positions[fresh] = np.arange(size, size + len(fresh), dtype=np.int32)
             new_positions[number] = (indexes[fresh], positions[fresh])
-        marks.append(session.summary.marks(positions))
         owners.append(number)
         parts.append(
             SummaryPart(
@@ -287,7 +288,7 @@ def _summary_parts(
                 positions=positions,
             )
         )
-    return parts, owners, np.concatenate(marks)
+    return parts, owners
 
 
 def _late_and_repeated(

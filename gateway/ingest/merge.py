@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from gateway.domain.compaction import LoosePoints, MergedChunks
-from gateway.ingest.chunks import Points, PortionIdentity, SlotIdentity, cut, pack, sort
+from gateway.ingest.chunks import Points, PortionIdentity, SlotIdentity, blocks, cut, pack, sort
 
 _MERGED: Final = 0
 """The last_sequence of a merged chunk: below every cursor, so that no follower takes it for new."""
@@ -21,7 +21,8 @@ def merge(loose: LoosePoints) -> MergedChunks:
     group = loose.group
     slot = group.astype(np.uint16) if groups <= 65_536 else group.astype(np.uint32)
     ordered = sort(
-        Points(slot=slot, step=loose.step, time=loose.time_us, value=loose.value), groups
+        Points(slot=slot, step=loose.step, time=loose.time_us, value=loose.value),
+        blocks([groups], [len(slot)]),
     )
     pieces = cut(ordered)
     rows = pack(

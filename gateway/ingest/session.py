@@ -30,9 +30,11 @@ from gateway.ingest.dictionary import KeyDictionary
 from gateway.ingest.summary import WriterSummary
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Batch:
     """A MetricBatch as read-only columns of equal length, or a MetadataBatch without points.
+
+    Nobody changes one. It is not frozen, which would triple what making one costs.
 
     Attributes:
         first_sequence, record_count: the records it holds.

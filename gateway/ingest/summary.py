@@ -66,16 +66,6 @@ class WriterSummary:
         ids: list[int] = self.table[_SERIES_ID, : self.size].tolist()
         return {series_id: position for position, series_id in enumerate(ids)}
 
-    def marks(self, positions: NDArray[np.int32]) -> Int64s:
-        """Return the greatest committed step at each position, INT64_MIN where there is none.
-
-        Positions may be -1 (no points yet) or places not committed yet.
-        """
-        marks = np.full(len(positions), INT64_MIN, np.int64)
-        known = (positions >= 0) & (positions < self.size)
-        marks[known] = self.table[_LAST_STEP, positions[known]]
-        return marks
-
     def reserve(self, size: int) -> None:
         """Make room for `size` series; the new places are empty."""
         capacity = self.table.shape[1]
@@ -120,28 +110,37 @@ class Fold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advanced:
-    """A summary's next state: column i of `columns` (7, n) belongs at `places[i]`."""
+    """A summary's next state: column i of `columns` (7, n) belongs at place i of `places`."""
 
     size: int
-    places: Int64s
+    places: Int64s | slice
     columns: Int64s
 
 
-def advance(parts: Sequence[SummaryPart], fold: Fold) -> tuple[SummaryRows, list[Advanced]]:
-    """Return the rows to store and the next state of each part's summary."""
+def advance(parts: Sequence[SummaryPart], fold: Fold) -> tuple[SummaryRows, list[Advanced], Int64s]:
+    """Add a fold to the summaries.
+
+    Returns:
+        The rows to store; the next state of each part's summary; and the greatest step that
+        was committed before to each series of the fold, INT64_MIN where there is none.
+    """
     rows = SummaryRows()
     places_of = [_places(part, rows) for part in parts]
-    bases = np.cumsum([0, *(len(places) for places in places_of)])
-    state = np.concatenate(
-        [part.summary.table[:, places] for part, places in zip(parts, places_of, strict=True)],
-        axis=1,
-    )
+    states = [part.summary.table[:, places] for part, places in zip(parts, places_of, strict=True)]
+    bases = np.cumsum([0, *(columns.shape[1] for columns in states)]).tolist()
+    state = np.concatenate(states, axis=1)
     at = np.concatenate(
         [
-            base + np.searchsorted(places, part.positions)
-            for part, places, base in zip(parts, places_of, bases.tolist(), strict=False)
+            base
+            + (
+                part.positions
+                if isinstance(places, slice)
+                else np.searchsorted(places, part.positions)
+            )
+            for part, places, base in zip(parts, places_of, bases, strict=False)
         ]
     )
+    marks = state[_LAST_STEP, at]
     _add(state, at, fold)
 
     floats = state.view(np.float64)
@@ -152,24 +151,26 @@ def advance(parts: Sequence[SummaryPart], fold: Fold) -> tuple[SummaryRows, list
     rows.last_values.extend(floats[_LAST_VALUE].tolist())
     rows.min_values.extend(floats[_MIN_VALUE].tolist())
     rows.max_values.extend(floats[_MAX_VALUE].tolist())
-    return rows, [
+    advanced = [
         Advanced(
             size=max(part.summary.size, int(part.positions.max()) + 1),
             places=places,
-            columns=state[:, base : base + len(places)],
+            columns=state[:, base:end],
         )
-        for part, places, base in zip(parts, places_of, bases.tolist(), strict=False)
+        for part, places, base, end in zip(parts, places_of, bases, bases[1:], strict=False)
     ]
+    return rows, advanced, marks
 
 
-def _places(part: SummaryPart, rows: SummaryRows) -> Int64s:
+def _places(part: SummaryPart, rows: SummaryRows) -> Int64s | slice:
     """Return the places of all blocks that a part changes, ascending, and name them in `rows`."""
     size = max(part.summary.size, int(part.positions.max()) + 1)
     part.summary.reserve(size)
     base = rows.hi[-1] if rows.hi else 0
+    places: Int64s | slice
     if len(part.positions) == size:  # every series of the writer: the usual case
         blocks = list(range(-(-size // SUMMARY_BLOCK_SERIES)))
-        places = np.arange(size)
+        places = slice(0, size)
     else:
         changed = np.unique(part.positions // SUMMARY_BLOCK_SERIES).astype(np.int64)
         blocks = changed.tolist()

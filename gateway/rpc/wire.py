@@ -23,8 +23,8 @@ from gateway.rpc.metadata import entries
 _BATCH_TAG: Final = 0x1A
 _FIRST_SEQUENCE, _RECORD_COUNT = 0x08, 0x10
 _COLUMNS: Final = {
-    tag: np.dtype(kind)  # made here: it would be half of what looking at a column costs
-    for tag, kind in {0x1A: "<u4", 0x22: "<i8", 0x2A: "<i8", 0x32: "<f8"}.items()
+    tag: (np.dtype(kind), size)  # made here: it would be half of what looking at a column costs
+    for tag, kind, size in ((0x1A, "<u4", 4), (0x22, "<i8", 8), (0x2A, "<i8", 8), (0x32, "<f8", 8))
 }
 _NO_INDEX: Final = np.empty(0, np.uint32)
 _NO_INT: Final = np.empty(0, np.int64)
@@ -69,13 +69,20 @@ def decode(message: bytes) -> Batch | WriteMetricsRequest:
     return request
 
 
-def _varint(message: bytes, start: int) -> tuple[int, int]:
+def _varint(message: bytes, place: int) -> tuple[int, int]:
     """Return a varint and the place after it; a place past the end when it is cut off."""
-    value = 0
-    for length, byte in enumerate(message[start : start + 10]):
-        value |= (byte & 0x7F) << 7 * length
+    if place >= len(message):
+        return 0, len(message) + 1
+    byte = message[place]
+    if byte < 0x80:
+        return byte, place + 1
+    value, shift = byte & 0x7F, 7
+    for byte in message[place + 1 : place + 10]:
+        place += 1
         if byte < 0x80:
-            return value, start + length + 1
+            return value | byte << shift, place + 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
     return 0, len(message) + 1
 
 
@@ -89,16 +96,19 @@ def _columns_in_place(message: bytes, place: int) -> Batch | None:
         number, place = _varint(message, place + 1)
         if place > end:
             return None
-        if tag == _FIRST_SEQUENCE:
+        column = _COLUMNS.get(tag)
+        if column is not None:
+            kind, size = column
+            if tag in columns or number % size or place + number > end:
+                return None
+            columns[tag] = np.frombuffer(message, kind, number // size, place)
+            place += number
+        elif tag == _FIRST_SEQUENCE:
             first_sequence = number
         elif tag == _RECORD_COUNT:
             record_count = number
         else:
-            kind = _COLUMNS.get(tag)
-            if kind is None or tag in columns or number % kind.itemsize or place + number > end:
-                return None
-            columns[tag] = np.frombuffer(message, kind, number // kind.itemsize, place)
-            place += number
+            return None
     if first_sequence >= 2**63 or record_count >= 2**32:
         return None
     return Batch(
