@@ -30,6 +30,8 @@ START_DEADLINE_S: Final = 60.0
 WATCH_INTERVAL_S: Final = 0.05
 _MEMORY: Final = Path("/dev/shm")
 
+_TABLES: Final = ("metric_chunks", "writer_summaries", "series", "writers")
+"""What streams write."""
 _VACUUM_DEADLINE_S: Final = 30.0
 _VACUUMS: Final = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"
 
@@ -132,8 +134,9 @@ class Site:
         try:
             return int(
                 await connection.fetchval(
-                    "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname IN "
-                    "('metric_chunks', 'writer_summaries', 'series', 'writers')"
+                    "SELECT sum(pg_total_relation_size(oid)) FROM pg_class"
+                    " WHERE relname = ANY ($1)",
+                    _TABLES,
                 )
             )
         finally:
@@ -142,11 +145,13 @@ class Site:
     async def checkpoint(self) -> None:
         """Write out what earlier rounds left, so that none pays for another.
 
-        The bytes of files in the bucket too: a flush of the write-ahead log would wait
-        for them. And the vacuum that follows a mass of new rows is over.
+        The vacuum that follows a mass of new rows comes now, not in the middle of the next
+        measurement. The bytes of files in the bucket are written too: a flush of the
+        write-ahead log would wait for them.
         """
         connection = await asyncpg.connect(self.dsn)
         try:
+            await connection.execute(f"VACUUM ANALYZE {', '.join(_TABLES)}", timeout=120)
             await connection.execute("CHECKPOINT")
             await asyncio.to_thread(os.sync)
             deadline = time.monotonic() + _VACUUM_DEADLINE_S

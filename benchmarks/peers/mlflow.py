@@ -150,11 +150,12 @@ async def measure_mlflow(site: Site, load: Load) -> dict[str, float]:
     """
     figures: dict[str, float] = {}
     async with tracking_server(site) as server:
-        runs = await server.create_runs(max(JOBS))
+        jobs_measured = BRIEF_JOBS if load.brief else JOBS
+        runs = await server.create_runs(max(jobs_measured))
         before_points, before_bytes = await server.points(), await server.stored_bytes()
         for kind, send in (("mlflow_log_batch", _batches), ("mlflow_log_metric", _singles)):
             rates = {}
-            for jobs in BRIEF_JOBS if load.brief else JOBS:
+            for jobs in jobs_measured:
                 measured = _rates(kind, jobs, await send(server, runs[:jobs]))
                 rates[jobs] = measured[f"{kind}_{jobs}_jobs_points_per_s"]
                 figures |= measured
