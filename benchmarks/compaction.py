@@ -29,7 +29,7 @@ _READS: Final = 2
 # One point a chunk, a second apart, some microseconds late, as a client's clock says.
 _LOG: Final = """
 INSERT INTO metric_chunks (run_id, series_id, writer_no, last_sequence, first_step, last_step,
-    first_time, min_value, max_value, attempt, step_offsets, time_offsets, values)
+    first_time, min_value, max_value, attempt, step_offsets, time_offsets, point_values)
 SELECT $1, $2, 1, step + 1, step, step, 1767225600000000 + step * 1000000 + step * 7919 % 2000,
     v, v, 1, NULL, int4send(0), float8send(v)
 FROM generate_series($3::bigint, $4::bigint - 1) AS step,

@@ -1,8 +1,8 @@
 """Does ingest slow down as points pile up? A database full of them beside an empty one.
 
 The gateway stores the mass itself, as fast as it takes it, into runs of their own:
-indexes, statistics and autovacuum are in the state that such a load leaves behind.
-Then the same load goes to both databases in turns (A B B A), so that a machine that
+indexes are in the state that such a load leaves behind, and vacuumed, as autovacuum
+would. Then the same load goes to both databases in turns (A B B A), so that a machine that
 becomes slower meanwhile slows both, and the medians are compared.
 """
 

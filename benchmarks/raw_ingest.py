@@ -119,7 +119,8 @@ async def audit(site: Site, run_ids: Sequence[str], points: int) -> None:
     connection = await asyncpg.connect(site.dsn)
     try:
         chunks = await connection.fetchval(
-            "SELECT coalesce(sum(length(values) / 8), 0) FROM metric_chunks WHERE run_id = ANY($1)",
+            "SELECT coalesce(sum(length(point_values) / 8), 0) FROM metric_chunks"
+            " WHERE run_id = ANY($1)",
             runs,
         )
         counted = await connection.fetchval(

@@ -145,13 +145,13 @@ class Site:
     async def checkpoint(self) -> None:
         """Write out what earlier rounds left, so that none pays for another.
 
-        The vacuum that follows a mass of new rows comes now, not in the middle of the next
-        measurement. The bytes of files in the bucket are written too: a flush of the
-        write-ahead log would wait for them.
+        The vacuum that follows a mass of new rows comes now, or is waited for, and not in the
+        middle of the next measurement. The bytes of files in the bucket are written too: a
+        flush of the write-ahead log would wait for them.
         """
         connection = await asyncpg.connect(self.dsn)
         try:
-            await connection.execute(f"VACUUM ANALYZE {', '.join(_TABLES)}", timeout=120)
+            await connection.execute(f"VACUUM ANALYZE {', '.join(_TABLES)}")
             await connection.execute("CHECKPOINT")
             await asyncio.to_thread(os.sync)
             deadline = time.monotonic() + _VACUUM_DEADLINE_S

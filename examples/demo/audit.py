@@ -9,7 +9,7 @@ from examples.demo.jobs import Trainer
 from examples.demo.servers import CONNECTIONS_BUDGET, Observer
 
 STORED = """
-    SELECT w.run_id, w.rank, w.attempt, sum(length(c.values) / 8)::bigint AS points
+    SELECT w.run_id, w.rank, w.attempt, sum(length(c.point_values) / 8)::bigint AS points
     FROM writers w
     JOIN metric_chunks c ON c.run_id = w.run_id AND c.writer_no = w.writer_no
     GROUP BY w.run_id, w.rank, w.attempt

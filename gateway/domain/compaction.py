@@ -22,14 +22,14 @@ LOOSE_POINTS_MAX: Final = CHUNK_POINTS_MAX // 2
 GOING_ON_POINTS_MIN: Final = 2 * CHUNK_POINTS_MAX
 """Loose points from which a group of a run that goes on is merged: two full chunks."""
 
-LOOKS: Final[tuple[int | None, ...]] = (380, 8_192, None)
+LOOKS: Final[tuple[int | None, ...]] = (395, 8_192, None)
 """How many chunks of a series that were never merged are looked at while its run goes on: those
 with the greatest steps, among which the new ones of an ordered job are. Where all of them are
-loose, the series came faster than it was merged, and the next number counts; None is all. 380
+loose, the series came faster than it was merged, and the next number counts; None is all. 395
 is a quarter more than a merge needs at most."""
 
 BATCH_CHUNKS_MAX: Final = 8_192
-"""Chunks merged by one transaction: at most 623 K points, 20 MB, a fraction of a second."""
+"""Chunks merged by one transaction: at most 647 K points, 20 MB, a fraction of a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ CHUNK_COLUMNS: Final = (
     "attempt",
     "step_offsets",
     "time_offsets",
-    "values",
+    "point_values",
 )
 """The columns of metric_chunks, in the order in which `ingest` packs and `store` copies rows."""
 

@@ -41,12 +41,12 @@ POSTGRES_SETTINGS: Final[Mapping[str, str]] = {
     # The gateway's whole budget is about ten; the rest is for people and tools.
     "max_connections": "100",
     "shared_buffers": "256MB",
-    # Few checkpoints: each is followed by full-page images of every hot page.
+    # Few checkpoints: each is followed by full-page images of every hot page. They are not
+    # compressed: pglz, the only way this build has, took half of the server's time where
+    # small chunks fill the gaps of older pages.
     "max_wal_size": "4GB",
     "checkpoint_timeout": "15min",
     "checkpoint_completion_target": "0.9",
-    # Nor are those images compressed: pglz, the only way this build has, took half of the
-    # server's time where small chunks fill the gaps of older pages.
     "wal_compression": "off",
     "wal_buffers": "32MB",
     "jit": "off",

@@ -11,8 +11,8 @@ Pure numpy; nothing here runs once per point in Python. The stages:
 
 A slot is the portion's base plus the key index. Points come portion by portion, so the
 stable sort works on blocks of few slots, where numpy's radix sort has one byte to look
-at. The COPY format: PostgreSQL documentation,
-"COPY", section "Binary Format"; the columns of points are bytea, packed big-endian.
+at. The COPY format: PostgreSQL documentation, "COPY", section "Binary Format"; the
+columns of points are bytea, packed big-endian.
 """
 
 from collections.abc import Sequence
@@ -340,14 +340,14 @@ def _rows(
     rows["max_value"] = pieces.max_value[which]
 
     rows["time_offsets"] = _matrix(time, starts, points) - first_time[:, None]
-    rows["values"] = _matrix(value, starts, points)
+    rows["point_values"] = _matrix(value, starts, points)
     if not regular:
         rows["step_offsets"] = _matrix(step, starts, points) - first_step[:, None]
     return raw.data.cast("B")
 
 
 def _matrix(column: Column, starts: Int64s, points: int) -> Column:
-    """Return the stretches of so many points that begin at `starts`, one a row."""
+    """Return the stretches of a contiguous column that begin at `starts`, one a row."""
     first, count = int(starts[0]), len(starts)
     if starts[-1] == first + (count - 1) * points:  # neighbours: no copy
         return column[first : first + count * points].reshape(count, points)
@@ -377,7 +377,7 @@ def _row_template(points: int, regular: bool) -> NDArray[np.void]:
         ("max_value", ">f8"),
         ("attempt", ">i4"),
     ]
-    packed = [("step_offsets", ">i4"), ("time_offsets", ">i4"), ("values", ">f8")]
+    packed = [("step_offsets", ">i4"), ("time_offsets", ">i4"), ("point_values", ">f8")]
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [("field_count", ">i2")]
     for name, datum in fixed:
         fields += [(f"{name}_bytes", ">i4"), (name, datum)]

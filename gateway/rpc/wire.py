@@ -23,7 +23,7 @@ from gateway.rpc.metadata import entries
 _BATCH_TAG: Final = 0x1A
 _FIRST_SEQUENCE, _RECORD_COUNT = 0x08, 0x10
 _COLUMNS: Final = {
-    tag: (np.dtype(kind), size)  # made here: it would be half of what looking at a column costs
+    tag: (np.dtype(kind), size)  # making a dtype is half of what looking at a column costs
     for tag, kind, size in ((0x1A, "<u4", 4), (0x22, "<i8", 8), (0x2A, "<i8", 8), (0x32, "<f8", 8))
 }
 _NO_INDEX: Final = np.empty(0, np.uint32)

@@ -2,7 +2,7 @@
 
 Called by the reading modules only. A query of chunk rows selects, in this order:
 shape, position, rank, attempt (int4), first_step, last_step, first_time (int8),
-values, time_offsets, step_offsets (bytea, packed big-endian); where shape = 2 x points
+point_values, time_offsets, step_offsets (bytea, packed big-endian); where shape = 2 x points
 + (0 if step_offsets is null, else 1), and position says to which group of the read a
 chunk belongs.
 
@@ -116,7 +116,7 @@ def _row_dtype(shape: int) -> np.dtype[np.void]:
         fields += [(f"{name}_length", ">i4"), (name, ">i4")]
     for name in ("first_step", "last_step", "first_time"):
         fields += [(f"{name}_length", ">i4"), (name, ">i8")]
-    fields += [("values_length", ">i4"), ("values", ">f8", (count,))]
+    fields += [("point_values_length", ">i4"), ("point_values", ">f8", (count,))]
     fields += [("times_length", ">i4"), ("times", ">i4", (count,))]
     fields += [("steps_length", ">i4")]
     if has_steps:
@@ -152,12 +152,12 @@ def _decode(data: bytes, shapes: NDArray[np.int64], offsets: NDArray[np.int64]) 
             of_chunk = [column.reshape(-1, count) for column in columns]
             np.add(first[:, None], offset, out=of_chunk[0])
             np.add(rows["first_time"][:, None], rows["times"], out=of_chunk[1])
-            of_chunk[2][...] = rows["values"]
+            of_chunk[2][...] = rows["point_values"]
         else:
             where = starts[chosen][:, None] + np.arange(count)
             step[where] = first[:, None] + offset
             time_us[where] = rows["first_time"][:, None] + rows["times"]
-            value[where] = rows["values"]
+            value[where] = rows["point_values"]
     return Chunks(
         position=scalars["position"],
         first_step=first_step,

@@ -113,7 +113,7 @@ async def _check(dsn: str, seed: int, points: int) -> None:
     async with Oracle(dsn) as oracle:
         (row,) = await oracle.fetch(
             "SELECT (SELECT sum(accepted_points) FROM writers) AS counted,"
-            " (SELECT sum(length(values) / 8) FROM metric_chunks) AS stored"
+            " (SELECT sum(length(point_values) / 8) FROM metric_chunks) AS stored"
         )
         assert row["counted"] == row["stored"] == points * _STREAMS
         for stream in range(0, _STREAMS, 50):

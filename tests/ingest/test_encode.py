@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from gateway.domain.errors import Reason
 from gateway.domain.flush import LateMarks
-from gateway.domain.limits import STEP_MAX, STEP_MIN, SUMMARY_BLOCK_SERIES, TIME_US_MAX
+from gateway.domain.limits import (
+    CHUNK_POINTS_MAX,
+    CHUNK_POINTS_MAX_IRREGULAR,
+    STEP_MAX,
+    STEP_MIN,
+    SUMMARY_BLOCK_SERIES,
+    TIME_US_MAX,
+)
 from gateway.ingest.encode import encode, mark_targets
 from tests.ingest.copy_format import ChunkRow, rows
 from tests.ingest.streams import Point, batch, portion, session
@@ -63,6 +70,50 @@ def test_every_point_is_stored_once_with_its_series(flush: list[list[list[Point]
         assert effect.counters.rejected_points == 0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_portions_of_few_and_many_keys_keep_apart(seed: int) -> None:
+    """Sorting goes block by block of 256 slots; rejected points leave gaps, portions stay empty."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.permutation([1, 2, 100, 255, 256, 257, 300, 1_000, 40_000, 3]).tolist()
+    sessions = [session(size, writer_no=number) for number, size in enumerate(sizes)]
+    portions, expected = [], Counter[tuple[int, int, int, int, str]]()
+    for number, (owner, size) in enumerate(zip(sessions, sizes, strict=True)):
+        count = int(rng.choice([1, 700]))
+        bad = rng.random(count) < rng.choice([0, 0.3, 1])
+        points = [
+            (int(index), STEP_MAX + 1 if refused else int(step), _START, float(value))
+            for index, step, value, refused in zip(
+                rng.integers(size, size=count),
+                rng.integers(50, size=count),
+                rng.random(count),
+                bad if seed % 2 else np.zeros(count, np.bool_),
+                strict=True,
+            )
+        ]
+        portions.append(portion(owner, batch(1, points)))
+        expected.update(
+            (number, 100 + index, step, time, _bits(value))
+            for index, step, time, value in points
+            if step <= STEP_MAX
+        )
+    found = Counter(
+        (row.writer_no, row.series_id, step, time, _bits(value))
+        for row in _stored(encode(portions).flush.copy_pieces)
+        for step, time, value in row.points()
+    )
+    assert found == expected
+
+
+def test_chunks_are_as_long_as_their_rows_may_be() -> None:
+    points = [(0, step, _START, 1.0) for step in range(1_000)]
+    points += [(1, step * step, _START, 1.0) for step in range(1_000)]
+    lengths: dict[int, int] = {}
+    for row in _stored(encode([portion(session(2), batch(1, points))]).flush.copy_pieces):
+        lengths[row.series_id] = max(len(row.values), lengths.get(row.series_id, 0))
+    assert 0.9 * CHUNK_POINTS_MAX < lengths[100] <= CHUNK_POINTS_MAX
+    assert 0.9 * CHUNK_POINTS_MAX_IRREGULAR < lengths[101] <= CHUNK_POINTS_MAX_IRREGULAR
+
+
 @settings(max_examples=200, deadline=None)
 @given(_points)
 def test_rows_are_ordered_and_their_bounds_are_true(points: list[Point]) -> None:
@@ -72,7 +123,6 @@ def test_rows_are_ordered_and_their_bounds_are_true(points: list[Point]) -> None
         steps = [step for step, _, _ in stored]
         assert steps == sorted(steps)
         assert (row.first_step, row.last_step) == (steps[0], steps[-1])
-        assert len(stored) <= 128
         numbers = [value for _, _, value in stored if not math.isnan(value)]
         if numbers:
             assert (row.min_value, row.max_value) == (min(numbers), max(numbers))

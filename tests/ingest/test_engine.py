@@ -150,8 +150,8 @@ async def test_the_longest_chunks_stay_whole_in_their_rows(bench: Bench) -> None
     stream.send(1, points)
     await stream.acknowledged(1)
     rows = await bench.admin.fetch(
-        "SELECT length(values) / 8 AS points, pg_column_size(c.*) AS bytes, count(*) AS chunks"
-        " FROM metric_chunks c WHERE run_id = $1 GROUP BY 1, 2 ORDER BY 1",
+        "SELECT length(point_values) / 8 AS points, pg_column_size(c.*) AS bytes,"
+        " count(*) AS chunks FROM metric_chunks c WHERE run_id = $1 GROUP BY 1, 2 ORDER BY 1",
         run_id,
     )
     # The sizes that gateway.domain.limits gives.

@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from gateway.domain.errors import HeadraceError, Reason
+from gateway.domain.flush import CHUNK_COLUMNS
 from gateway.embedded import EmbeddedPostgres
 from gateway.store import migrate
 from tests.conftest import run_apart
@@ -112,9 +113,16 @@ async def test_chunks_of_arrays_become_packed_ones_bit_by_bit(empty_dsn: str) ->
             ],
         )
         of_arrays = await _raw_points(connection, run_id)
+        options = "SELECT reloptions FROM pg_class WHERE relname = 'metric_chunks'"
+        options_before = await connection.fetchval(options)
         await connection.execute(after.path.read_text())
         assert await _raw_points(connection, run_id) == of_arrays
         assert len(of_arrays) == len(values)
+        assert await connection.fetchval(options) == options_before
+        # A gateway of before, still running, must fail: bytea takes its arrays for bytes.
+        columns = [*CHUNK_COLUMNS[:-1], "values"]
+        with pytest.raises(asyncpg.UndefinedColumnError):
+            await connection.copy_records_to_table("metric_chunks", records=[], columns=columns)
     finally:
         await connection.close()
 

@@ -155,7 +155,7 @@ class StoredRun:
         await self.connection.executemany(
             "INSERT INTO metric_chunks (run_id, series_id, writer_no, last_sequence, first_step,"
             " last_step, first_time, min_value, max_value, attempt, step_offsets, time_offsets,"
-            " values) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+            " point_values) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
             [
                 (
                     self.run_id,

@@ -19,7 +19,9 @@ import numpy.typing as npt
 from benchmarks.plan import Columns, Plan
 
 _CHUNKS: Final = """
-SELECT series_id, writer_no, first_step, last_step, first_time, step_offsets, time_offsets, values
+SELECT
+    series_id, writer_no, first_step, last_step, first_time, step_offsets, time_offsets,
+    point_values
 FROM metric_chunks
 WHERE run_id = $1
 """
@@ -182,7 +184,7 @@ class Oracle:
 
 def _points(chunk: Any) -> "npt.NDArray[Any]":
     """Return the points of one row of metric_chunks."""
-    value = np.frombuffer(chunk["values"], ">f8")
+    value = np.frombuffer(chunk["point_values"], ">f8")
     time_offset = np.frombuffer(chunk["time_offsets"], ">i4")
     count = len(value)
     assert count == len(time_offset) > 0

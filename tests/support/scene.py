@@ -310,7 +310,9 @@ class Scene:
             for one in self.trainers:
                 for run_id, journal in one.runs:
                     total += await _check_trainer(oracle, run_id, journal)
-            (row,) = await oracle.fetch("SELECT sum(cardinality(values)) AS n FROM metric_chunks")
+            (row,) = await oracle.fetch(
+                "SELECT sum(length(point_values) / 8) AS n FROM metric_chunks"
+            )
             assert row["n"] == total, f"{row['n']} points stored, {total} accounted for"
         return total
 

@@ -76,7 +76,7 @@ FROM unnest($2::bigint[]) AS s (series_id)
 CROSS JOIN LATERAL (
     SELECT *, count(*) OVER () AS seen
     FROM (
-        SELECT writer_no, last_sequence, first_step, length(values) / 8 AS points
+        SELECT writer_no, last_sequence, first_step, length(point_values) / 8 AS points
         FROM metric_chunks
         WHERE run_id = $1 AND series_id = s.series_id AND last_sequence > 0
         ORDER BY first_step DESC
@@ -111,15 +111,15 @@ WHERE c.run_id = $1 AND c.series_id = g.series_id AND c.writer_no = g.writer_no
             SELECT m.ctid AS place
             FROM metric_chunks m
             WHERE m.run_id = $1 AND m.series_id = u.series_id AND m.first_step >= u.first_step
-                AND m.writer_no = u.writer_no AND length(m.values) / 8 <= $5
+                AND m.writer_no = u.writer_no AND length(m.point_values) / 8 <= $5
                 AND m.last_sequence > 0 AND m.last_sequence <= w.compacted_sequence
             ORDER BY m.first_step
             LIMIT $6
         ) loose
     ))
 RETURNING
-    length(c.values) / 4 + (c.step_offsets IS NOT NULL)::integer, (g.place - 1)::integer,
-    0, c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets,
+    length(c.point_values) / 4 + (c.step_offsets IS NOT NULL)::integer, (g.place - 1)::integer,
+    0, c.attempt, c.first_step, c.last_step, c.first_time, c.point_values, c.time_offsets,
     c.step_offsets;
 
 -- name: mark_compacted

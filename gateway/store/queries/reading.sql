@@ -58,7 +58,7 @@ FROM (
     SELECT
         u.position,
         CASE WHEN $9::boolean THEN c.attempt ELSE 0 END AS attempt,
-        length(c.values) / 8 AS point_count,
+        length(c.point_values) / 8 AS point_count,
         CASE WHEN whole THEN c.first_step ELSE inside.first_step END AS first_step,
         CASE WHEN whole THEN c.last_step ELSE inside.last_step END AS last_step
     FROM unnest($2::bigint[], $3::integer[], $4::boolean[]) AS u (series_id, position, exempt)
@@ -75,9 +75,9 @@ FROM (
     CROSS JOIN LATERAL (
         SELECT min(step) AS first_step, max(step) AS last_step
         FROM (
-            SELECT chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.values) / 8, place)
+            SELECT chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.point_values) / 8, place)
                 AS step
-            FROM generate_series(0, length(c.values) / 8 - 1) AS p (place)
+            FROM generate_series(0, length(c.point_values) / 8 - 1) AS p (place)
         ) s
         WHERE NOT whole AND step BETWEEN $5 AND b.last_visible_step
     ) inside
@@ -91,8 +91,8 @@ ORDER BY position, attempt;
 -- order, in the order of (2): nothing is sorted, nothing is held.
 -- (1) run, (2) series ids, (3) their groups, (4) their ranks, (5) first step, (6) last step
 SELECT
-    length(c.values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
-    c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
+    length(c.point_values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
+    c.attempt, c.first_step, c.last_step, c.first_time, c.point_values, c.time_offsets, c.step_offsets
 FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS u (series_id, position, rank)
 CROSS JOIN LATERAL (
     SELECT *
@@ -104,8 +104,8 @@ CROSS JOIN LATERAL (
 -- name: chunks_by_group
 -- The same for groups of several series, or with attempts kept apart (7).
 SELECT
-    length(c.values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
-    c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
+    length(c.point_values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
+    c.attempt, c.first_step, c.last_step, c.first_time, c.point_values, c.time_offsets, c.step_offsets
 FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS u (series_id, position, rank)
 JOIN stored_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
     AND c.first_step <= $6 AND c.last_step >= $5
@@ -120,7 +120,7 @@ SELECT
     c.min_value,
     c.max_value,
     c.attempt,
-    length(c.values) / 8,
+    length(c.point_values) / 8,
     (c.step_offsets IS NULL)::integer
 FROM stored_chunks c
 WHERE c.run_id = $1 AND c.series_id = $2 AND c.first_step <= $4 AND c.last_step >= $3
@@ -130,8 +130,8 @@ ORDER BY c.first_step;
 -- Some chunks of one series, by their first steps (5), which the caller knows to differ.
 -- (1) run, (2) series, (3) its group, (4) its rank
 SELECT
-    length(c.values) / 4 + (c.step_offsets IS NOT NULL)::integer, $3::integer, $4::integer,
-    c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
+    length(c.point_values) / 4 + (c.step_offsets IS NOT NULL)::integer, $3::integer, $4::integer,
+    c.attempt, c.first_step, c.last_step, c.first_time, c.point_values, c.time_offsets, c.step_offsets
 FROM stored_chunks c
 WHERE c.run_id = $1 AND c.series_id = $2 AND c.first_step = ANY ($5::bigint[])
 ORDER BY c.first_step;
@@ -157,8 +157,8 @@ WHERE run_id = $1 AND writer_no = ANY ($2::bigint[]);
 -- (4) ranks, (5) writers, (6) the sequence read before, (7) (8) the first steps to look
 -- at. A chunk of a series lies at its steps in the index, not at its sequence.
 SELECT
-    length(c.values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
-    c.attempt, c.first_step, c.last_step, c.first_time, c.values, c.time_offsets, c.step_offsets
+    length(c.point_values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
+    c.attempt, c.first_step, c.last_step, c.first_time, c.point_values, c.time_offsets, c.step_offsets
 FROM unnest(
     $2::bigint[], $3::integer[], $4::integer[], $5::bigint[], $6::bigint[], $7::bigint[],
     $8::bigint[]
@@ -194,7 +194,7 @@ WITH cut AS (
     SELECT
         u.series_id,
         u.attempt,
-        sum(CASE WHEN whole THEN length(c.values) / 8 ELSE inside.point_count END)::bigint
+        sum(CASE WHEN whole THEN length(c.point_values) / 8 ELSE inside.point_count END)::bigint
             AS point_count,
         max(CASE WHEN whole THEN c.last_step ELSE inside.last_step END) AS last_step,
         min(CASE WHEN whole THEN c.min_value ELSE inside.min_value END) AS min_value,
@@ -212,10 +212,10 @@ WITH cut AS (
             max(nullif(value, 'NaN')) AS max_value
         FROM (
             SELECT
-                packed_float8(c.values, place) AS value,
-                chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.values) / 8, place)
+                packed_float8(c.point_values, place) AS value,
+                chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.point_values) / 8, place)
                     AS step
-            FROM generate_series(0, length(c.values) / 8 - 1) AS p (place)
+            FROM generate_series(0, length(c.point_values) / 8 - 1) AS p (place)
         ) s
         WHERE NOT whole AND step < u.hidden_from_step
     ) inside
@@ -230,13 +230,13 @@ CROSS JOIN LATERAL (
     FROM (
         SELECT
             c.first_time + packed_int4(c.time_offsets, place) AS time_us,
-            packed_float8(c.values, place) AS value
+            packed_float8(c.point_values, place) AS value
         FROM stored_chunks c
-        CROSS JOIN LATERAL generate_series(0, length(c.values) / 8 - 1) AS p (place)
+        CROSS JOIN LATERAL generate_series(0, length(c.point_values) / 8 - 1) AS p (place)
         WHERE c.run_id = $1 AND c.series_id = cut.series_id AND c.attempt = cut.attempt
             AND c.first_step <= cut.last_step AND c.last_step >= cut.last_step
             AND cut.last_step
-                = chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.values) / 8, place)
+                = chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.point_values) / 8, place)
     ) at_last_step
     ORDER BY time_us DESC, value <> 'NaN' DESC, value DESC
     LIMIT 1
