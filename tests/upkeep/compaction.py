@@ -56,7 +56,8 @@ async def raw_points(connection: asyncpg.Connection, run_id: UUID) -> Counter[Ra
 async def chunk_lengths(connection: asyncpg.Connection, run_id: UUID) -> list[int]:
     """Return the points of each chunk, longest first."""
     rows = await connection.fetch(
-        "SELECT length(point_values) / 8 AS points FROM metric_chunks WHERE run_id = $1 ORDER BY 1 DESC",
+        "SELECT length(point_values) / 8 AS points FROM metric_chunks WHERE run_id = $1"
+        " ORDER BY 1 DESC",
         run_id,
     )
     return [row["points"] for row in rows]
