@@ -2,7 +2,7 @@
 -- element by element, and bytes by one copy (docs/decisions/0012-packed-chunks.md).
 --
 -- Made before the first release: gateways of before cannot run beside it. Their COPY
--- names a column that is gone, so that it fails and their clients go on with a new one.
+-- names a column that is gone: it fails, and acknowledges nothing, until they are stopped.
 -- It rewrites every chunk, a million points in a second or two, and locks the table while
 -- it does. Privileges on metric_chunks and stored_chunks have to be granted again.
 
