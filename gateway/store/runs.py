@@ -58,39 +58,42 @@ class RunStore:
                 parent that is nested in the run; the fault of an entry.
         """
         run_id, workspace_id = wanted.run_id, wanted.workspace_id
-        async with self._database.query() as connection, connection.transaction():
-            experiment_id = await ensure_experiment(
-                connection, workspace_id, wanted.experiment, self._names
-            )
-            made = await connection.fetchval(
-                _SQL["create"],
-                run_id,
-                workspace_id,
-                experiment_id,
-                wanted.name,
-                wanted.step_policy,
-                wanted.late_policy,
-                wanted.parent_run_id,
-                wanted.started_at,
-                wanted.origin.user_name,
-                wanted.origin.host,
-                wanted.origin.git_commit,
-                wanted.origin.entry_point,
-            )
-            if made is not None:
-                await _check_parent(connection, run_id, wanted.parent_run_id)
-                await _write(connection, run_id, wanted.entries)
-            bare = made is not None and not wanted.entries  # then there is nothing else to read
-            runs = await read_runs(connection, [run_id], workspace_id, data=not bare, rest=not bare)
-            if not runs:
-                raise HeadraceError(
-                    Reason.RUN_EXISTS,
-                    f"the run id {run_id.hex} is taken; make one of your own",
-                    field="run_id",
-                    value=run_id.hex,
-                )
-            _check_equal(runs[0], wanted)
-            return runs[0], made is not None
+        columns = (
+            run_id,
+            workspace_id,
+            wanted.experiment,
+            wanted.name,
+            wanted.step_policy,
+            wanted.late_policy,
+            wanted.parent_run_id,
+            wanted.started_at,
+            wanted.origin.user_name,
+            wanted.origin.host,
+            wanted.origin.git_commit,
+            wanted.origin.entry_point,
+        )
+        bare = wanted.parent_run_id is None and not wanted.entries
+        async with self._database.query() as connection:
+            if bare:  # one statement makes it, unless the run or no such experiment is there
+                row = await connection.fetchrow(_SQL["create"], *columns)
+                if row is not None:
+                    return _run(row, RunData()), True
+            async with connection.transaction():
+                await ensure_experiment(connection, workspace_id, wanted.experiment, self._names)
+                made = await connection.fetchrow(_SQL["create"], *columns) is not None
+                if made:
+                    await _check_parent(connection, run_id, wanted.parent_run_id)
+                    await _write(connection, run_id, wanted.entries)
+                runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
+                if not runs:
+                    raise HeadraceError(
+                        Reason.RUN_EXISTS,
+                        f"the run id {run_id.hex} is taken; make one of your own",
+                        field="run_id",
+                        value=run_id.hex,
+                    )
+                _check_equal(runs[0], wanted)
+                return runs[0], made
 
     async def read(self, run_id: UUID, *, workspace_id: int) -> Run:
         """Return a run with all that is known of it."""

@@ -5,6 +5,7 @@ leaves here as a HeadraceError.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final
 from uuid import UUID
 
@@ -44,34 +45,39 @@ class WriterStore:
         """
         async with (
             self._database.query(timeout_s=_OPEN_TIMEOUT_S) as connection,
-            connection.transaction(),
+            # What is announced of an attempt may be refused after all; the rest is one statement.
+            nullcontext() if request.resume_step is None else connection.transaction(),
         ):
-            run = await connection.fetchrow(_SQL["lock_run"], request.run_id, request.workspace_id)
-            if run is None:
+            row = await connection.fetchrow(
+                _SQL["open_writer"],
+                request.run_id,
+                request.workspace_id,
+                request.writer_id,
+                request.incarnation,
+                request.rank,
+                request.attempt,
+                request.resume_step,
+                list(request.resume_exempt_keys),
+            )
+            if row is None:
                 raise HeadraceError(
                     Reason.RUN_NOT_FOUND,
                     f"no run {request.run_id.hex}; create it with RunService.CreateRun first",
                     field="open.run_id",
                     value=request.run_id.hex,
                 )
-            if run["purged"]:
+            if row["purged"]:
                 raise HeadraceError(
                     Reason.RUN_PURGED,
                     f"the run {request.run_id.hex} was purged and takes no more points",
                     field="open.run_id",
                     value=request.run_id.hex,
                 )
-            await _announce_attempt(connection, request)
-            row = await connection.fetchrow(
-                _SQL["open_writer"],
-                request.run_id,
-                request.writer_id,
-                request.incarnation,
-                request.rank,
-                request.attempt,
-            )
-            if row is None:
+            if row["epoch"] is None:
                 raise await _open_refusal(connection, request)
+            if request.resume_step is not None and not row["begun"]:
+                await _agree_on_resume_step(connection, request)
+            # No older epoch can add to them any more.
             blocks = (
                 await connection.fetch(_SQL["writer_summaries"], request.run_id, row["writer_no"])
                 if row["committed_sequence"] > 0
@@ -86,7 +92,7 @@ class WriterStore:
             epoch=row["epoch"],
             committed_sequence=row["committed_sequence"],
             finished=row["finished"],
-            rejects_late=run["late_policy"] == _LATE_POLICY_REJECT,
+            rejects_late=row["late_policy"] == _LATE_POLICY_REJECT,
             counters=Counters(
                 accepted_points=row["accepted_points"],
                 late_points=row["late_points"],
@@ -140,13 +146,8 @@ class WriterStore:
             await connection.execute(_SQL["revive_runs"], list(run_ids))
 
 
-async def _announce_attempt(connection: asyncpg.Connection, request: OpenRequest) -> None:
-    exempt = list(request.resume_exempt_keys)
-    fresh = await connection.fetchval(
-        _SQL["begin_attempt"], request.run_id, request.attempt, request.resume_step, exempt
-    )
-    if fresh is not None or request.resume_step is None:
-        return
+async def _agree_on_resume_step(connection: asyncpg.Connection, request: OpenRequest) -> None:
+    """Announce the resume step of an attempt that began without one, or compare it."""
     known = await connection.fetchrow(_SQL["get_attempt"], request.run_id, request.attempt)
     if known["resume_step"] is None:
         await connection.execute(
@@ -154,7 +155,7 @@ async def _announce_attempt(connection: asyncpg.Connection, request: OpenRequest
             request.run_id,
             request.attempt,
             request.resume_step,
-            exempt,
+            list(request.resume_exempt_keys),
         )
     elif known["resume_step"] != request.resume_step:
         raise HeadraceError(

@@ -1,25 +1,37 @@
 -- Writers, series, flushes. Arrays of a flush are sorted by their keys, so that
 -- concurrent flushes lock rows in one order.
 
--- name: lock_run
-SELECT state, late_policy, workspace_id, purged_at IS NOT NULL AS purged
-FROM runs
-WHERE run_id = $1 AND workspace_id = $2
-FOR KEY SHARE;  -- keeps a purge away until the writer is there to be fenced
-
--- name: begin_attempt
--- Nothing when it was begun already. The newest attempt makes an ended run go on.
-WITH begun AS (
+-- name: open_writer
+-- $1 run, $2 workspace, $3 writer, $4 incarnation, $5 rank, $6 attempt, $7 its resume step,
+-- $8 its exempt keys. One statement, so that opening a stream is one commit and no more.
+-- Nothing for a run that the workspace has not. epoch is NULL where the writer is refused;
+-- begun says whether this stream is the first of its attempt, and the newest attempt makes
+-- an ended run go on.
+WITH run AS MATERIALIZED (
+    SELECT run_id, late_policy, purged_at IS NOT NULL AS purged
+    FROM runs
+    WHERE run_id = $1 AND workspace_id = $2
+    FOR KEY SHARE  -- keeps a purge away until the writer is there to be fenced
+), opened AS (
+    INSERT INTO writers AS w (run_id, writer_id, incarnation, rank, attempt)
+    SELECT run_id, $3, $4, $5, $6 FROM run WHERE NOT purged
+    ON CONFLICT (run_id, writer_id) DO UPDATE SET epoch = w.epoch + 1
+    WHERE w.incarnation = excluded.incarnation AND w.rank = excluded.rank AND w.attempt = excluded.attempt
+    RETURNING run_id, writer_no, epoch, committed_sequence, accepted_points, late_points,
+        repeated_points, rejected_points, rejected_entries, lost_records, rejections,
+        finished_at IS NOT NULL AS finished
+), begun AS (
     INSERT INTO attempts (run_id, attempt, resume_step, resume_exempt_keys)
-    VALUES ($1, $2, $3, $4)
+    SELECT run_id, $6, $7, $8 FROM opened
     ON CONFLICT (run_id, attempt) DO NOTHING
     RETURNING attempt
 ), restarted AS (
     UPDATE runs SET state = 1, ended_at = NULL
     WHERE run_id = $1 AND state <> 1 AND EXISTS (SELECT FROM begun)
-        AND NOT EXISTS (SELECT FROM attempts a WHERE a.run_id = $1 AND a.attempt > $2)
+        AND NOT EXISTS (SELECT FROM attempts a WHERE a.run_id = $1 AND a.attempt > $6)
 )
-SELECT attempt FROM begun;
+SELECT run.late_policy, run.purged, EXISTS (SELECT FROM begun) AS begun, opened.*
+FROM run LEFT JOIN opened ON true;
 
 -- name: get_attempt
 SELECT resume_step, resume_exempt_keys FROM attempts WHERE run_id = $1 AND attempt = $2;
@@ -27,14 +39,6 @@ SELECT resume_step, resume_exempt_keys FROM attempts WHERE run_id = $1 AND attem
 -- name: announce_resume_step
 UPDATE attempts SET resume_step = $3, resume_exempt_keys = $4
 WHERE run_id = $1 AND attempt = $2 AND resume_step IS NULL;
-
--- name: open_writer
-INSERT INTO writers AS w (run_id, writer_id, incarnation, rank, attempt)
-VALUES ($1, $2, $3, $4, $5)
-ON CONFLICT (run_id, writer_id) DO UPDATE SET epoch = w.epoch + 1
-WHERE w.incarnation = excluded.incarnation AND w.rank = excluded.rank AND w.attempt = excluded.attempt
-RETURNING writer_no, epoch, committed_sequence, accepted_points, late_points, repeated_points,
-    rejected_points, rejected_entries, lost_records, rejections, finished_at IS NOT NULL AS finished;
 
 -- name: get_writer
 SELECT incarnation, rank, attempt FROM writers WHERE run_id = $1 AND writer_id = $2;

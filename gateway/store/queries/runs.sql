@@ -1,17 +1,26 @@
 -- Runs. $1 is always the run, $2 its caller's workspace, unless said.
 
 -- name: create
--- With its first heartbeat.
+-- With its first heartbeat; as `core` tells it. $1 run, $2 workspace, $3 name of an experiment.
+-- Nothing where there is such a run, or no such experiment.
 WITH made AS (
     INSERT INTO runs (run_id, workspace_id, experiment_id, name, step_policy, late_policy,
         parent_run_id, started_at, user_name, host, git_commit, entry_point)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, now()), $9, $10, $11, $12)
+    SELECT $1, $2, experiment_id, $4, $5, $6, $7, coalesce($8, now()), $9, $10, $11, $12
+    FROM experiments
+    WHERE workspace_id = $2 AND name = $3 AND deleted_at IS NULL
     ON CONFLICT (run_id) DO NOTHING
-    RETURNING run_id
+    RETURNING *
 ), heard_of AS (
     INSERT INTO run_heartbeats (run_id, heartbeat_at) SELECT run_id, now() FROM made
+    RETURNING heartbeat_at
 )
-SELECT run_id FROM made;
+SELECT
+    made.run_id, experiment_id, $3::text AS experiment, name, state, step_policy, late_policy,
+    created_at, started_at, ended_at, deleted_at, purged_at, heartbeat_at, parent_run_id, user_name,
+    host, git_commit, entry_point, NULL::text AS notes, '{}'::integer[] AS attempts,
+    '{}'::bigint[] AS resume_steps, '{}'::timestamptz[] AS attempt_starts
+FROM made, heard_of;
 
 -- name: line_above
 -- $1 a run, $2 its parent: whether the line from the parent upwards comes back to the run,
