@@ -153,10 +153,14 @@ def sort(points: Points, within: Sequence[Block]) -> Sorted:
             affected = np.zeros(within[-1].slots.stop, np.bool_)
             affected[slot[1:][falls]] = True
             places = np.flatnonzero(affected[slot])
-            ranked = np.where(np.isnan(value[places]), -np.inf, value[places])
-            inner = np.lexsort((ranked, time[places], step[places], slot[places]))
-            moved = places[inner]
-            step[places], time[places], value[places] = step[moved], time[moved], value[moved]
+            if len(places) == len(slot):
+                order = _order_by_step(slot, step, time, value)
+                step, time, value = step.take(order), time.take(order), value.take(order)
+            else:
+                some = places[
+                    _order_by_step(slot[places], step[places], time[places], value[places])
+                ]
+                step[places], time[places], value[places] = step[some], time[some], value[some]
             repeats = np.zeros(len(step), np.bool_)
             repeats[1:] = step[1:] == step[:-1]
             repeats[starts] = False
@@ -186,6 +190,52 @@ def _stable_order(
             inner = low[high]
         np.add(inner, block.points.start, out=order[block.points])
     return order
+
+
+def _order_by_step(
+    slot: NDArray[np.uint16] | NDArray[np.uint32],
+    step: Int64s,
+    time: Int64s,
+    value: NDArray[np.float64],
+) -> NDArray[np.intp]:
+    """Return the order by (slot, step, time, value) of points that ascend in slot."""
+    series = np.zeros(len(slot), np.int64)
+    np.cumsum(slot[1:] != slot[:-1], out=series[1:])
+    least = int(step.min())
+    span = int(step.max()) - least + 1
+    if (int(series[-1]) + 1) * span >= 2**63:
+        return np.lexsort((_ranked(value), time, step, series))
+    # One number a point, and nearly ascending ones: what numpy's stable sort is fast at.
+    place = series * span + (step - least)
+    order = place.argsort(kind="stable")
+    place = place[order]
+    before = np.flatnonzero(place[1:] == place[:-1])
+    # Points of one step mostly arrived in the order of their times.
+    earlier, later = order[before], order[before + 1]
+    if not _ascend(time, value, earlier, later):
+        tied = np.zeros(len(order), np.bool_)
+        tied[before] = tied[before + 1] = True
+        some = order[tied]
+        order[tied] = some[np.lexsort((_ranked(value[some]), time[some], place[tied]))]
+    return order
+
+
+def _ascend(
+    time: Int64s,
+    value: NDArray[np.float64],
+    earlier: NDArray[np.intp],
+    later: NDArray[np.intp],
+) -> bool:
+    """Return whether each earlier point comes before the later one by (time, value)."""
+    if (time[later] < time[earlier]).any():
+        return False
+    equal = time[later] == time[earlier]
+    return bool((_ranked(value[earlier[equal]]) <= _ranked(value[later[equal]])).all())
+
+
+def _ranked(value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values as they are ordered: NaN before all others."""
+    return np.where(np.isnan(value), -np.inf, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
