@@ -1,6 +1,7 @@
 """A process that uploads one file once, or several again and again; prints what it did as JSON.
 
-    python -m benchmarks.artifact_client aioboto3|gateway|direct FILE     once, timed
+    python -m benchmarks.artifact_client aioboto3|gateway|direct FILE
+        once, timed, as soon as its input closes
     python -m benchmarks.artifact_client busy-gateway|busy-s3 FILE…
         again and again, each in a thread, until its input closes
 
@@ -150,8 +151,12 @@ def main() -> None:
     """Do what the arguments say and print the result."""
     mode, *files = sys.argv[1:]
     paths = [Path(file) for file in files]
-    busy = mode.startswith("busy-")
-    print(json.dumps(stay_busy(mode, paths) if busy else upload_once(mode, paths[0])))
+    if mode.startswith("busy-"):
+        result = stay_busy(mode, paths)
+    else:
+        sys.stdin.read()
+        result = upload_once(mode, paths[0])
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

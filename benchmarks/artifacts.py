@@ -32,15 +32,16 @@ _MODES: Final = ("aioboto3", "gateway", "direct")
 async def measure_artifacts(site: Site, load: Load) -> dict[str, float]:
     """Upload one large file by each way, twice, and watch the gateway's memory."""
     path = _file(site, "large", _FILE_BYTES // (2 if load.brief else 1))
-    await _once(site, "gateway", _file(site, "warm", 20 * _MIB))
+    await _finish(await _start(site, "gateway", _file(site, "warm", 20 * _MIB)))
     seconds = dict.fromkeys(_MODES, 0.0)
     order = random.sample(_MODES, len(_MODES))
     before_bytes = site.gateway_memory_bytes()
     async with _watched_memory(site) as most:
         for mode in (*order, *reversed(order)):  # a machine that slows down slows all of them
+            process = await _start(site, mode, path)
             renew(path)
             await site.checkpoint()  # what was uploaded before waits in the page cache
-            seconds[mode] += (await _once(site, mode, path))["seconds"]
+            seconds[mode] += (await _finish(process))["seconds"]
     rates = {mode: 2 * path.stat().st_size / _MIB / spent for mode, spent in seconds.items()}
     return {
         "artifact_aioboto3_mib_per_s": rates["aioboto3"],
@@ -129,10 +130,6 @@ async def _finish(process: asyncio.subprocess.Process) -> dict[str, float]:
         raise RuntimeError(complaints.decode(errors="replace")[-500:])
     result: dict[str, float] = json.loads(output)
     return result
-
-
-async def _once(site: Site, mode: str, path: Path) -> dict[str, float]:
-    return await _finish(await _start(site, mode, path))
 
 
 @contextlib.asynccontextmanager

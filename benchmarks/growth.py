@@ -1,6 +1,7 @@
 """Does ingest slow down as points pile up? A database full of them beside an empty one.
 
-The gateway stores the mass itself, as fast as it takes it, into runs of their own:
+The full one is that of all scenarios before, with what they left behind; what is missing of
+the mass the gateway stores itself, as fast as it takes it, into runs of their own. Its
 indexes are in the state that such a load leaves behind, and vacuumed, as autovacuum
 would. Then the same load goes to both databases in turns (A B B A), so that a machine that
 becomes slower meanwhile slows both, and the medians are compared.
@@ -23,31 +24,33 @@ QUARTER_FROM_POINTS: Final = 100_000_000
 
 
 async def measure_growth(site: Site, load: Load) -> dict[str, float]:
-    """Measure the rate into nothing and into `load.growth_points`, into a quarter of many too.
-
-    On servers of their own: the mass would burden whatever is measured after it.
-    """
-    async with (
-        Site.open(workers=site.workers) as empty,
-        Site.open(workers=site.workers) as grown,
-    ):
+    """Measure the rate into nothing and beside `load.growth_points`, a quarter of many too."""
+    async with Site.open(workers=site.workers) as empty:
         figures: dict[str, float] = {}
-        stored = 0
+        stored = await _stored(site)
         marks = {"quarter": load.growth_points // 4, "end": load.growth_points}
         if load.growth_points < QUARTER_FROM_POINTS:
             del marks["quarter"]
         for label, mark in marks.items():
             while stored < mark:
                 points = min(MASS_ROUND_POINTS, mark - stored)
-                await _store(grown, load, points)
+                await _store(site, load, points)
                 stored += points
-            before, after = await _rates(empty, grown, load)
+            before, after = await _rates(empty, site, load)
             figures["ingest_before_growth_points_per_s"] = before
             figures[f"ingest_after_growth_{label}_points_per_s"] = after
             figures[f"ingest_after_growth_{label}_ratio"] = after / before
         figures["ingest_after_growth_ratio"] = figures.pop("ingest_after_growth_end_ratio")
         figures["growth_points"] = stored
         return figures
+
+
+async def _stored(site: Site) -> int:
+    connection = await asyncpg.connect(site.dsn)
+    try:
+        return int(await connection.fetchval("SELECT sum(accepted_points) FROM writers") or 0)
+    finally:
+        await connection.close()
 
 
 async def _rates(empty: Site, grown: Site, load: Load) -> tuple[float, float]:

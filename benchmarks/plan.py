@@ -134,23 +134,26 @@ class Plan:
 class Encoder:
     """Encodes batches of one shape for many streams: WriteMetricsRequest bytes.
 
-    Ordered plans are patched into a prebuilt message: three vector additions
-    and one copy, about 3 µs for 1,000 points.
+    A prebuilt message is patched: three vector additions and one copy, about 3 µs for
+    1,000 points. One serves for all batches of an ordered plan. Where the order depends on
+    the step, one serves for the same records of every stream; they are sent at about the
+    same time, so that few are kept.
     """
 
+    _KEPT_MAX: Final = 256
+
     def __init__(self) -> None:
-        self._templates: dict[tuple[int, int, int, int], _Template] = {}
+        self._templates: dict[tuple[int, int, Mix, int, int], _Template] = {}
 
     def encode(self, plan: Plan, first_sequence: int, record_count: int) -> bytes:
         """Return the message with `record_count` records from `first_sequence` on."""
-        if not plan.mix.ordered:
-            columns = plan.columns(first_sequence, record_count)
-            return encode_batch(first_sequence, record_count, columns)
-        part = (first_sequence - 1) % plan.parts
-        shape = (plan.series, plan.record_points_max, part, record_count)
+        base = (first_sequence - 1) % plan.parts + 1 if plan.mix.ordered else first_sequence
+        shape = (plan.series, plan.record_points_max, plan.mix, base, record_count)
         template = self._templates.get(shape)
         if template is None:
-            template = self._templates[shape] = _Template(plan, part + 1, record_count)
+            if len(self._templates) == self._KEPT_MAX:
+                del self._templates[next(iter(self._templates))]
+            template = self._templates[shape] = _Template(plan, base, record_count)
         return template.encode(plan.stream, first_sequence)
 
 
@@ -162,6 +165,8 @@ class _Template:
         self._parts = plan.parts
         self._stream = plan.stream
         self._base = plan.columns(first_sequence, record_count)
+        # The special value -0.0 must stay what it is.
+        self._shifts = self._base.value != 0.0 if plan.mix.special_values else True
         self._bytes = bytearray(encode_batch(first_sequence, record_count, self._base))
         points = len(self._base)
         header = _length_of_varint(8 * points) + 1
@@ -175,9 +180,10 @@ class _Template:
 
     def encode(self, stream: int, first_sequence: int) -> bytes:
         ahead = first_sequence - self._first_sequence
+        shift = ahead / 4096 + (stream - self._stream)
         np.add(self._base.step, ahead // self._parts, out=self._step)
         np.add(self._base.time_us, ahead * STEP_INTERVAL_US, out=self._time)
-        np.add(self._base.value, ahead / 4096 + (stream - self._stream), out=self._value)
+        np.add(self._base.value, shift, out=self._value, where=self._shifts)
         self._bytes[self._sequence_at : self._sequence_at + 6] = _padded_varint(first_sequence)
         return bytes(self._bytes)
 

@@ -13,6 +13,8 @@ from benchmarks.raw_streams import Traffic
 from benchmarks.site import Site
 
 ROUND_S: Final = 60.0
+WARM_UP_S: Final = 2.0
+"""Not timed: opening the streams of new runs would make up the slowest hundredth of a minute."""
 SETTLED_ROUNDS: Final = 3
 """After these memory is compared: caches and pools fill first."""
 
@@ -28,7 +30,7 @@ async def measure_soak(site: Site, load: Load) -> dict[str, float]:
             site,
             "--streams", load.streams, "--series", load.series, "--seed", seed,
             "--batch-points", 200, "--points-per-s", load.paced_points_per_s,
-            "--duration-s", ROUND_S,
+            "--duration-s", ROUND_S, "--warm-up-s", WARM_UP_S,
         )  # fmt: skip
         traffic = Traffic(seed=seed)
         await audit(site, [traffic.run_id(each) for each in range(load.streams)], result["points"])

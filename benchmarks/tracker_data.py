@@ -20,38 +20,52 @@ SELECT {_ID}, 0, 1000, 'run-' || n, 1 + n % 4,
 FROM generate_series(1, $1) n
 """
 
+# OFFSET 0: an id is made once, and not for every row that has it.
+_RUN_IDS: Final = f"(SELECT n, {_ID} AS run_id FROM generate_series(1, $1) n OFFSET 0) run"
+
 # p0 has 3 values, p1 10, p2 100, ... ; the last ones differ in nearly every run.
 _PARAMS: Final = f"""
 INSERT INTO run_params (run_id, experiment_id, key, value)
-SELECT {_ID}, 1000, 'p' || k,
+SELECT run_id, 1000, 'p' || k,
     CASE WHEN k = 0 THEN (ARRAY['xgboost', 'resnet', 'bert'])[1 + n % 3]
-         ELSE (hashint8(n * 31 + k) & 2147483647) % (10 ^ (1 + k % 5))::integer || '' END
-FROM generate_series(1, $1) n, generate_series(0, 19) k
+         ELSE (hashint8(n * 31 + k) & 2147483647) % (ARRAY[10, 100, 1000, 10000, 100000])[1 + k % 5] || '' END
+FROM {_RUN_IDS}, generate_series(0, 19) k
 """
 
 _TAGS: Final = f"""
 INSERT INTO run_tags (run_id, experiment_id, key, value)
-SELECT {_ID}, 1000, 't' || k,
+SELECT run_id, 1000, 't' || k,
     CASE WHEN k = 0 THEN (ARRAY['rec', 'vision', 'speech', 'recsys'])[1 + n % 4]
          ELSE (hashint8(n * 37 + k) & 1023) || '' END
-FROM generate_series(1, $1) n, generate_series(0, 4) k
+FROM {_RUN_IDS}, generate_series(0, 4) k
 """
 
 _METRICS: Final = f"""
 INSERT INTO run_metrics (run_id, experiment_id, key, rank, point_count, last_step, last_time,
     last_value, min_value, max_value)
-SELECT {_ID}, 1000, 'm' || k, 0, 1000, 1000, 0, v, v - 0.5, v + 0.5
-FROM generate_series(1, $1) n, generate_series(0, 19) k,
-    LATERAL (SELECT (hashint8(n * 41 + k) & 1048575) / 1048576.0 AS v) AS value
+SELECT run_id, 1000, 'm' || k, 0, 1000, 1000, 0, v, v - 0.5, v + 0.5
+FROM {_RUN_IDS}, generate_series(0, 19) k,
+    LATERAL (SELECT (hashint8(n * 41 + k) & 1048575) / 1048576::float8 AS v) AS value
 """
 
 
-# Built once the rows are there: several times faster than row by row.
-_INDEXES: Final = {
-    "run_params": ("run_params_by_value",),
-    "run_tags": ("run_tags_by_value",),
-    "run_metrics": ("run_metrics_by_last", "run_metrics_by_min", "run_metrics_by_max"),
-}
+# What drops and makes each index of a table again, with the statistics of its expressions.
+_INDEXES: Final = """
+SELECT
+    CASE WHEN c.oid IS NULL THEN format('DROP INDEX %s', i.indexrelid::regclass)
+         ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', i.indrelid::regclass, c.conname) END AS drop,
+    CASE WHEN c.oid IS NULL THEN pg_get_indexdef(i.indexrelid)
+         ELSE format('ALTER TABLE %s ADD CONSTRAINT %I %s', i.indrelid::regclass, c.conname,
+            pg_get_constraintdef(c.oid)) END
+    || coalesce((
+        SELECT string_agg(format('; ALTER INDEX %s ALTER COLUMN %s SET STATISTICS %s',
+            i.indexrelid::regclass, a.attnum, a.attstattarget), '')
+        FROM pg_attribute a WHERE a.attrelid = i.indexrelid AND a.attstattarget >= 0
+    ), '') AS make
+FROM pg_index i
+LEFT JOIN pg_constraint c ON c.conindid = i.indexrelid AND c.contype = 'p'
+WHERE i.indrelid = $1::text::regclass
+"""
 
 
 async def make_runs(dsn: str, runs: int) -> None:
@@ -77,18 +91,13 @@ async def _insert(dsn: str, table: str, statement: str, runs: int) -> None:
     try:
         await connection.execute("SET maintenance_work_mem = '256MB'")
         await connection.execute(f"ALTER TABLE {table} SET UNLOGGED")
-        definitions = []
-        for index in _INDEXES.get(table, ()):
-            definitions.append(
-                await connection.fetchval("SELECT pg_get_indexdef($1::text::regclass)", index)
-            )
-            await connection.execute(f"DROP INDEX {index}")
+        # Built once the rows are there: several times faster than row by row.
+        later = [] if table == "runs" else await connection.fetch(_INDEXES, table)
+        for row in later:
+            await connection.execute(row["drop"])
         await connection.execute(statement, runs, timeout=600)
-        for definition in definitions:
-            await connection.execute(definition, timeout=600)
-            if "chr(31)" in definition:  # as the migration has it
-                index = definition.split()[2]
-                await connection.execute(f"ALTER INDEX {index} ALTER COLUMN 2 SET STATISTICS 1000")
+        for row in later:
+            await connection.execute(row["make"], timeout=600)
         await connection.execute(f"VACUUM ANALYZE {table}", timeout=600)
     finally:
         await connection.close()

@@ -38,8 +38,9 @@ JOBS: Final = (1, 8, 32, 64)
 BRIEF_JOBS: Final = (8,)
 """About where both kinds are fastest."""
 DURATION_S: Final = 4.0
-CROWDS: Final = ((1, 50), (4, 100), (4, 500))
-"""Workers of the server, and clients, of the overload scenario."""
+CROWD_OF_ONE_WORKER: Final = 50
+CROWDS: Final = (100, 500)
+"""Clients at once of a server with one worker, and of one with the default of four."""
 CROWD_CALLS: Final = 4  # of each client
 WATCH_INTERVAL_S: Final = 0.1
 _DATABASE: Final = "mlflow"
@@ -51,6 +52,7 @@ class Server:
 
     url: str
     dsn: str
+    workers: int
     connections_max: int = 0
 
     async def create_runs(self, count: int) -> list[str]:
@@ -123,7 +125,7 @@ async def tracking_server(site: Site, *, workers: int = 4) -> AsyncIterator[Serv
                 # Its job queues, idle here, take processor time of their own: in its favour.
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )  # fmt: skip
-        server = Server(url=f"http://127.0.0.1:{port}", dsn=dsn)
+        server = Server(url=f"http://127.0.0.1:{port}", dsn=dsn, workers=workers)
         try:
             await _healthy(server, process, log)
             watch = asyncio.create_task(_watch(server))
@@ -146,68 +148,77 @@ async def tracking_server(site: Site, *, workers: int = 4) -> AsyncIterator[Serv
 async def measure_mlflow(site: Site, load: Load) -> dict[str, float]:
     """Measure batches of 1,000 and single points at 1, 8, 32 and 64 jobs.
 
-    The figures without a number of jobs are the best of all of them.
+    The figures without a number of jobs are the best of all of them. A full run measures
+    MLflow's own asynchronous client and 50, 100 and 500 clients at once too: of these, how
+    many calls fail. Each start of a server takes 10 to 20 s, so one serves for nearly all.
     """
-    figures: dict[str, float] = {}
     async with tracking_server(site) as server:
-        jobs_measured = BRIEF_JOBS if load.brief else JOBS
-        runs = await server.create_runs(max(jobs_measured))
-        before_points, before_bytes = await server.points(), await server.stored_bytes()
-        for kind, send in (("mlflow_log_batch", _batches), ("mlflow_log_metric", _singles)):
-            rates = {}
-            for jobs in jobs_measured:
-                measured = _rates(kind, jobs, await send(server, runs[:jobs]))
-                rates[jobs] = measured[f"{kind}_{jobs}_jobs_points_per_s"]
-                figures |= measured
-            figures[f"{kind}_points_per_s"] = max(rates.values())
-            if kind == "mlflow_log_batch":
-                stored = await server.points() - before_points
-                added_bytes = await server.stored_bytes() - before_bytes
-                figures["mlflow_bytes_per_point"] = added_bytes / stored
-        figures["mlflow_connections_peak"] = server.connections_max
+        figures = await _rates_by_jobs(server, BRIEF_JOBS if load.brief else JOBS)
+        if load.brief:
+            return figures
+        figures |= await _asynchronous_client(server)
+        for clients in CROWDS:
+            figures |= await _crowd(server, clients)
+    async with tracking_server(site, workers=1) as server:
+        return figures | await _crowd(server, CROWD_OF_ONE_WORKER)
+
+
+async def _rates_by_jobs(server: Server, jobs_measured: tuple[int, ...]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    runs = await server.create_runs(max(jobs_measured))
+    before_points, before_bytes = await server.points(), await server.stored_bytes()
+    for kind, send in (("mlflow_log_batch", _batches), ("mlflow_log_metric", _singles)):
+        rates = {}
+        for jobs in jobs_measured:
+            measured = _rates(kind, jobs, await send(server, runs[:jobs]))
+            rates[jobs] = measured[f"{kind}_{jobs}_jobs_points_per_s"]
+            figures |= measured
+        figures[f"{kind}_points_per_s"] = max(rates.values())
+        if kind == "mlflow_log_batch":
+            stored = await server.points() - before_points
+            added_bytes = await server.stored_bytes() - before_bytes
+            figures["mlflow_bytes_per_point"] = added_bytes / stored
+    figures["mlflow_connections_peak"] = server.connections_max
     return figures
 
 
-async def measure_mlflow_crowd(site: Site, load: Load) -> dict[str, float]:
-    """Measure 50 to 500 clients that send batches of 1,000 at once: how many calls fail."""
-    figures: dict[str, float] = {}
-    for workers, clients in CROWDS:
-        name = f"mlflow_crowd_{clients}_clients_{workers}_workers"
-        async with tracking_server(site, workers=workers) as server:
-            runs = await server.create_runs(clients)
-            tally = await _batches(server, runs, calls=CROWD_CALLS, duration_s=10.0)
-            stored = await server.points()
-            figures |= {
-                f"{name}_calls": tally.succeeded + tally.failed,
-                f"{name}_failed_calls": tally.failed,
-                f"{name}_slowest_ms": tally.percentile_ms(100),
-                f"{name}_points_per_s": stored / tally.seconds,
-                f"{name}_connections": server.connections_max,
-            }
-    return figures
-
-
-async def measure_mlflow_client(site: Site, load: Load) -> dict[str, float]:
-    """Measure MLflow's own client with `log_metric(synchronous=False)`, eight jobs."""
-    async with tracking_server(site) as server:
-        process = await asyncio.create_subprocess_exec(
-            peer_program("python"),
-            "-P",  # beside the script lies a mlflow.py of ours
-            Path(__file__).with_name("mlflow_client.py"),
-            server.url,
-            "8",
-            str(DURATION_S),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        output, complaints = await process.communicate()
-        if process.returncode:
-            raise RuntimeError(complaints.decode(errors="replace")[-500:])
-        result = json.loads(output.splitlines()[-1])
-        stored = await server.points()
+async def _asynchronous_client(server: Server) -> dict[str, float]:
+    """Let eight jobs log with `log_metric(synchronous=False)` of MLflow's own client."""
+    before = await server.points()
+    process = await asyncio.create_subprocess_exec(
+        peer_program("python"),
+        "-P",  # beside the script lies a mlflow.py of ours
+        Path(__file__).with_name("mlflow_client.py"),
+        server.url,
+        "8",
+        str(DURATION_S),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, complaints = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(complaints.decode(errors="replace")[-500:])
+    result = json.loads(output.splitlines()[-1])
+    stored = await server.points() - before
     return {
         "mlflow_async_8_jobs_points_per_s": stored / result["seconds"],
         "mlflow_async_8_jobs_lost_points": result["logged"] - stored,
+    }
+
+
+async def _crowd(server: Server, clients: int) -> dict[str, float]:
+    """Let so many clients send batches of 1,000 at once."""
+    name = f"mlflow_crowd_{clients}_clients_{server.workers}_workers"
+    runs = await server.create_runs(clients)
+    before = await server.points()
+    server.connections_max = 0
+    tally = await _batches(server, runs, calls=CROWD_CALLS, duration_s=10.0)
+    return {
+        f"{name}_calls": tally.succeeded + tally.failed,
+        f"{name}_failed_calls": tally.failed,
+        f"{name}_slowest_ms": tally.percentile_ms(100),
+        f"{name}_points_per_s": (await server.points() - before) / tally.seconds,
+        f"{name}_connections": server.connections_max,
     }
 
 
