@@ -28,7 +28,8 @@ _PARAMS: Final = f"""
 INSERT INTO run_params (run_id, experiment_id, key, value)
 SELECT run_id, 1000, 'p' || k,
     CASE WHEN k = 0 THEN (ARRAY['xgboost', 'resnet', 'bert'])[1 + n % 3]
-         ELSE (hashint8(n * 31 + k) & 2147483647) % (ARRAY[10, 100, 1000, 10000, 100000])[1 + k % 5] || '' END
+         ELSE (hashint8(n * 31 + k) & 2147483647)
+            % (ARRAY[10, 100, 1000, 10000, 100000])[1 + k % 5] || '' END
 FROM {_RUN_IDS}, generate_series(0, 19) k
 """
 
@@ -53,7 +54,8 @@ FROM {_RUN_IDS}, generate_series(0, 19) k,
 _INDEXES: Final = """
 SELECT
     CASE WHEN c.oid IS NULL THEN format('DROP INDEX %s', i.indexrelid::regclass)
-         ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', i.indrelid::regclass, c.conname) END AS drop,
+         ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', i.indrelid::regclass, c.conname) END
+    AS drop,
     CASE WHEN c.oid IS NULL THEN pg_get_indexdef(i.indexrelid)
          ELSE format('ALTER TABLE %s ADD CONSTRAINT %I %s', i.indrelid::regclass, c.conname,
             pg_get_constraintdef(c.oid)) END

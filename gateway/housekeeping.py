@@ -19,6 +19,7 @@ from gateway.telemetry import METRICS
 from gateway.upkeep.cleaner import Cleaner
 from gateway.upkeep.compactor import Compactor
 from gateway.upkeep.purger import Purger
+from gateway.upkeep.throttle import Throttle
 
 _LOG = structlog.get_logger(__name__)
 
@@ -61,7 +62,9 @@ async def run_jobs(jobs: list[Job]) -> None:
             group.create_task(_repeat(job), name=f"housekeeping-{job.name}")
 
 
-def liveness_jobs(liveness: LivenessStore, *, lease_s: float, refresh_s: float) -> list[Job]:
+def liveness_jobs(
+    liveness: LivenessStore, *, lease_s: float, refresh_s: float, throttle: Throttle
+) -> list[Job]:
     """Return the jobs that keep leases, and what searches know of metrics."""
 
     async def sweep() -> None:
@@ -75,7 +78,9 @@ def liveness_jobs(liveness: LivenessStore, *, lease_s: float, refresh_s: float) 
             _LOG.warning("runs lost", runs=done.lost)
 
     async def refresh() -> None:
-        METRICS.runs_refreshed.inc(await liveness.refresh(delay_s=refresh_s * 0.5))
+        # A few at a time: flushes get their turn in between.
+        while runs := await throttle(liveness.refresh_some(delay_s=refresh_s * 0.5)):
+            METRICS.runs_refreshed.inc(runs)
 
     return [
         Job(name="sweep", period_s=sweep_period_s(lease_s), do=sweep),

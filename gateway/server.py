@@ -349,7 +349,11 @@ async def _keep_gauges(database: Database, engine: IngestEngine) -> None:
 async def _keep_house(settings: Settings, stores: Stores) -> None:
     """Do what is to be done at intervals, until cancelled."""
     jobs = liveness_jobs(
-        stores.liveness, lease_s=settings.lease_s, refresh_s=settings.search_refresh_s
+        stores.liveness,
+        lease_s=settings.lease_s,
+        refresh_s=settings.search_refresh_s,
+        # Searches are promised its result in time, so it may take more than other upkeep.
+        throttle=Throttle(time_share_max=0.5, seconds=METRICS.refresh_seconds),
     )
     if settings.compaction:
         compactor = Compactor(

@@ -89,6 +89,9 @@ class Metrics:
         self.artifact_reads_waiting = gauge("artifact_reads_waiting", "Downloads that wait.")
         self.runs_lost = counter("runs_lost", "Runs that became LOST.")
         self.runs_refreshed = counter("runs_refreshed", "Runs whose search row was refreshed.")
+        self.refresh_seconds = counter(
+            "refresh_seconds", "Seconds of database work of refreshing search rows."
+        )
         self.chunks_merged = counter("chunks_merged", "Small chunks that compaction took out.")
         self.chunks_made_by_merging = counter(
             "chunks_made_by_merging", "Chunks that compaction put in their place."

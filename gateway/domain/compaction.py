@@ -28,8 +28,9 @@ with the greatest steps, among which the new ones of an ordered job are. Where a
 loose, the series came faster than it was merged, and the next number counts; None is all. 395
 is a quarter more than a merge needs at most."""
 
-BATCH_CHUNKS_MAX: Final = 8_192
-"""Chunks merged by one transaction: at most 647 K points, 20 MB, a fraction of a second."""
+BATCH_CHUNKS_MAX: Final = 2_048
+"""Chunks merged by one transaction: at most 162 K points, 5 MB, some tens of ms, in which the
+gateway's event loop merges and the others wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,9 +57,9 @@ class Coalescer:
         self.pending_points = 0
 
     @property
-    def ready(self) -> bool:
-        """Whether `take` would return anything."""
-        return bool(self._ready or self._ready_rejecting)
+    def ready(self) -> int:
+        """How many sessions wait for `take`."""
+        return len(self._ready) + len(self._ready_rejecting)
 
     def admitted(self, session: Session, points: int) -> None:
         """Note that a batch was appended to `session.pending`."""

@@ -27,6 +27,12 @@ _LOG = structlog.get_logger(__name__)
 _HEARTBEAT_PERIOD_S = 10.0
 _COMPANY_POINTS = 131_072
 _COMPANY_WAIT_S = 0.008
+_SMALL_POINTS = 8_192
+_SMALL_SESSIONS = 16
+_PACE = 2.5
+_PACE_MAX_S = 0.025
+"""A small flush costs about the same whatever it holds. The next one begins this many times its
+duration after it: a steady load of small batches leaves most of the processor to others."""
 
 
 class WriterStore(Protocol):
@@ -84,6 +90,7 @@ class IngestEngine:
         self._gathering = False
         self._flushing: list[float] = []  # of each flush, when its oldest batch arrived
         self._longest_wait_s = 0.0
+        self._small_from = self._pace_s = 0.0  # when a small flush may begin; since the last began
         self._opening = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
@@ -267,10 +274,7 @@ class IngestEngine:
 
     async def _write(self, writer: Writer) -> None:
         while True:
-            if self._flushing and self._coalescer.pending_points < _COMPANY_POINTS:
-                # Another writer keeps the store busy: a larger flush costs less a
-                # point, and nobody waits for it longer than this.
-                await asyncio.sleep(_COMPANY_WAIT_S)
+            await self._gather()
             portions = self._coalescer.take()
             if not portions:
                 self._idle_writers += 1
@@ -279,6 +283,8 @@ class IngestEngine:
                 self._gathering = False
                 continue
             oldest = min(portion.batches[0].arrived for portion in portions)
+            began = time.perf_counter()
+            self._small_from = began + self._pace_s
             self._flushing.append(oldest)
             try:
                 await writer.flush(portions)
@@ -292,8 +298,10 @@ class IngestEngine:
                         ),
                     )
             finally:
+                ended = time.perf_counter()
                 self._flushing.remove(oldest)
-                self._longest_wait_s = max(self._longest_wait_s, time.perf_counter() - oldest)
+                self._longest_wait_s = max(self._longest_wait_s, ended - oldest)
+                self._pace_s = min(_PACE * (ended - began), _PACE_MAX_S)
                 for portion in portions:
                     self._coalescer.release(portion.session)
                     if portion.session.ending is not None:
@@ -304,6 +312,18 @@ class IngestEngine:
                 METRICS.pending_bytes.set(self._budget.total)
                 METRICS.streams_paused.set(self._budget.waiting)
                 self._quiet.set()
+
+    async def _gather(self) -> None:
+        """Wait for company where a larger flush is worth it: it costs less a point."""
+        if self._flushing and self._coalescer.pending_points < _COMPANY_POINTS:
+            await asyncio.sleep(_COMPANY_WAIT_S)  # another writer keeps the store busy
+        small = (
+            self._coalescer.pending_points < _SMALL_POINTS
+            and self._coalescer.ready < _SMALL_SESSIONS
+        )
+        rest_s = self._small_from - time.perf_counter()
+        if small and rest_s > 0:
+            await asyncio.sleep(rest_s)
 
     def _fence(self, portion: Portion) -> None:
         METRICS.writers_fenced.inc()

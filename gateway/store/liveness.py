@@ -17,7 +17,7 @@ from gateway.store.run_metrics import refresh_dirty, refresh_run_metrics
 
 _SQL: Final = load("liveness")
 _EXPIRED_PER_SWEEP_MAX: Final = 500
-_REFRESHED_AT_ONCE_MAX: Final = 100
+_REFRESHED_AT_ONCE_MAX: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,17 +71,9 @@ class LivenessStore:
                 await connection.execute(_SQL["expire"], expired, self._lease_s)
         return Sweep(lost=len(lost), restarted=restarted, gap_s=before["gap_s"])
 
-    async def refresh(self, *, delay_s: float) -> int:
-        """Refresh what searches know of live runs; return how many runs.
-
-        One transaction for each hundred: the rest of the gateway gets its turn.
-        """
-        refreshed = 0
-        while True:
-            async with self._database.query() as connection, connection.transaction():
-                runs = await refresh_dirty(
-                    connection, runs_max=_REFRESHED_AT_ONCE_MAX, delay_s=delay_s
-                )
-            refreshed += runs
-            if runs < _REFRESHED_AT_ONCE_MAX:
-                return refreshed
+    async def refresh_some(self, *, delay_s: float) -> int:
+        """Refresh what searches know of a few live runs; return how many, 0 when none is due."""
+        async with self._database.query() as connection, connection.transaction():
+            return await refresh_dirty(
+                connection, runs_max=_REFRESHED_AT_ONCE_MAX, delay_s=delay_s
+            )

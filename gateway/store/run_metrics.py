@@ -32,10 +32,9 @@ async def refresh_run_metrics(connection: asyncpg.Connection, run_ids: Sequence[
 
 async def refresh_dirty(connection: asyncpg.Connection, *, runs_max: int, delay_s: float) -> int:
     """Refresh live runs heard of since their last refresh; return how many."""
-    rows = await connection.fetch(_SQL["dirty"], runs_max, delay_s)
+    rows = await connection.fetch(_SQL["claim_dirty"], runs_max, delay_s)
     run_ids = [row["run_id"] for row in rows]
     if run_ids:
-        await connection.execute(_SQL["mark_refreshed"], run_ids)
         await refresh_run_metrics(connection, run_ids)
     return len(run_ids)
 

@@ -69,13 +69,16 @@ ON CONFLICT (run_id, key) DO UPDATE SET
 -- $2 the keys that still have visible points
 DELETE FROM run_metrics WHERE run_id = $1 AND key <> ALL ($2::text[]);
 
--- name: dirty
--- Live runs heard of since they were refreshed $2 seconds ago or earlier; at most $1.
-SELECT run_id FROM run_heartbeats
-WHERE live AND heartbeat_at > refreshed_at AND refreshed_at < now() - make_interval(secs => $2)
-ORDER BY refreshed_at
-LIMIT $1;
-
--- name: mark_refreshed
--- Before the summaries are read: what is committed meanwhile makes it dirty again.
-UPDATE run_heartbeats SET refreshed_at = now() WHERE run_id = ANY ($1::uuid[]);
+-- name: claim_dirty
+-- Live runs heard of since they were refreshed $2 seconds ago or earlier; at most $1, and
+-- none that another gateway refreshes just now. Marked before the summaries are read: what is
+-- committed meanwhile makes a run dirty again.
+WITH dirty AS MATERIALIZED (
+    SELECT run_id FROM run_heartbeats
+    WHERE live AND heartbeat_at > refreshed_at AND refreshed_at < now() - make_interval(secs => $2)
+    ORDER BY refreshed_at
+    LIMIT $1
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE run_heartbeats h SET refreshed_at = now() FROM dirty WHERE h.run_id = dirty.run_id
+RETURNING h.run_id;
