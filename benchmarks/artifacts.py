@@ -26,7 +26,6 @@ _MIB: Final = 1024 * 1024
 _FILE_BYTES: Final = 512 * _MIB
 _BUSY_FILES: Final = 16
 _BUSY_FILE_BYTES: Final = 24 * _MIB
-_BUSY_TURNS: Final = 3
 _WATCH_INTERVAL_S: Final = 0.02
 _MODES: Final = ("aioboto3", "gateway", "direct")
 
@@ -56,10 +55,9 @@ async def measure_artifacts(site: Site, load: Load) -> dict[str, float]:
 async def measure_acks_beside_artifacts(site: Site, load: Load) -> dict[str, float]:
     """Time acknowledgements at a steady load: alone, beside 16 uploads, beside 16 without us.
 
-    Three turns; the figures are their medians.
-
-    The last is the control, what one machine for everything costs by itself: the same
-    clients upload the same files, one after another, by aioboto3 to the S3 server.
+    The third is the control, what one machine for everything costs by itself: the same
+    clients upload the same files, one after another, by aioboto3 to the S3 server. Three
+    turns, each in another order; the figures are medians.
 
     On servers of its own, whose bucket is in memory: S3 is elsewhere as a rule, and on one
     file system a flush of the write-ahead log waits until the bytes of the uploads are
@@ -67,21 +65,24 @@ async def measure_acks_beside_artifacts(site: Site, load: Load) -> dict[str, flo
     """
     async with Site.open(workers=site.workers, bucket_in_memory=True) as own:
         files = [_file(own, f"busy-{n}", _BUSY_FILE_BYTES) for n in range(_BUSY_FILES)]
-        turns = []
-        for _ in range(_BUSY_TURNS):
-            alone = await _paced(own, load)
-            beside, proxied = await _paced_beside(own, load, "busy-gateway", files)
-            control, past = await _paced_beside(own, load, "busy-s3", files)
-            turns.append((alone, beside, control, proxied, past))
-    names = (
-        "ack_p99_ms_without_uploads",
-        "ack_p99_ms_with_16_uploads",
-        "ack_p99_ms_with_16_uploads_to_s3",
-        "busy_proxy_mib_per_s",
-        "busy_aioboto3_mib_per_s",
-    )
+        waits: dict[str, list[float]] = {"": [], "busy-gateway": [], "busy-s3": []}
+        rates: dict[str, list[float]] = {"busy-gateway": [], "busy-s3": []}
+        order = list(waits)
+        for _ in range(len(order)):
+            for mode in order:
+                if mode:
+                    p99, rate = await _paced_beside(own, load, mode, files)
+                    rates[mode].append(rate)
+                else:
+                    p99 = await _paced(own, load)
+                waits[mode].append(p99)
+            order.append(order.pop(0))
     return {
-        name: median(column) for name, column in zip(names, zip(*turns, strict=True), strict=True)
+        "ack_p99_ms_without_uploads": median(waits[""]),
+        "ack_p99_ms_with_16_uploads": median(waits["busy-gateway"]),
+        "ack_p99_ms_with_16_uploads_to_s3": median(waits["busy-s3"]),
+        "busy_proxy_mib_per_s": median(rates["busy-gateway"]),
+        "busy_aioboto3_mib_per_s": median(rates["busy-s3"]),
     }
 
 

@@ -353,7 +353,7 @@ async def _keep_house(settings: Settings, stores: Stores) -> None:
         lease_s=settings.lease_s,
         refresh_s=settings.search_refresh_s,
         # Searches are promised its result in time, so it may take more than other upkeep.
-        throttle=Throttle(time_share_max=0.5, seconds=METRICS.refresh_seconds),
+        throttle=Throttle(time_share_max=0.8, seconds=METRICS.refresh_seconds),
     )
     if settings.compaction:
         compactor = Compactor(

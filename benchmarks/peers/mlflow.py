@@ -43,7 +43,14 @@ CROWDS: Final = (100, 500)
 """Clients at once of a server with one worker, and of one with the default of four."""
 CROWD_CALLS: Final = 4  # of each client
 WATCH_INTERVAL_S: Final = 0.1
+QUIET_LOOKS: Final = 10
+QUIET_DEADLINE_S: Final = 90.0
 _DATABASE: Final = "mlflow"
+_BUSY_BACKENDS: Final = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND state <> 'idle' AND pid <> pg_backend_pid()
+    AND backend_type = 'client backend'
+"""
 _COPY_RUN: Final = """
 INSERT INTO runs
 SELECT (jsonb_populate_record(r, jsonb_build_object('run_uuid', other))).*
@@ -88,6 +95,22 @@ class Server:
         connection = await asyncpg.connect(self.dsn)
         try:
             return int(await connection.fetchval("SELECT count(*) FROM metrics"))
+        finally:
+            await connection.close()
+
+    async def quiet(self) -> None:
+        """Return when calls that nobody waits for any more have left the database alone.
+
+        Raises:
+            TimeoutError: they go on.
+        """
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            async with asyncio.timeout(QUIET_DEADLINE_S):
+                calm = 0
+                while calm < QUIET_LOOKS:
+                    await asyncio.sleep(WATCH_INTERVAL_S)
+                    calm = 0 if await connection.fetchval(_BUSY_BACKENDS) else calm + 1
         finally:
             await connection.close()
 
@@ -219,6 +242,7 @@ async def _asynchronous_client(server: Server) -> dict[str, float]:
 async def _crowd(server: Server, clients: int) -> dict[str, float]:
     """Let so many clients send batches of 1,000 at once."""
     name = f"mlflow_crowd_{clients}_clients_{server.workers}_workers"
+    await server.quiet()
     runs = await server.create_runs(clients)
     before = await server.points()
     server.connections_max = 0

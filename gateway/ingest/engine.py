@@ -1,11 +1,13 @@
 """The ingest engine of one gateway process: sessions, coalescer, writers, budgets.
 
 `rpc` opens sessions and feeds them; writer tasks flush them. The flush rule is
-self-clocking: a writer that becomes free takes everything pending up to a cap, and
-only when nothing is pending does it wait, then a few ms more to gather company.
+self-clocking: a writer that becomes free takes everything pending up to a cap. It waits
+when nothing is pending, then a few ms more to gather company; and before a small flush,
+in proportion to what the last one took (docs/decisions/0013).
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,10 +31,11 @@ _COMPANY_POINTS = 131_072
 _COMPANY_WAIT_S = 0.008
 _SMALL_POINTS = 8_192
 _SMALL_SESSIONS = 16
+"""A flush of fewer points of fewer sessions costs about the same whatever it holds."""
 _PACE = 2.5
+"""How many durations of a flush after it began the next small one begins."""
 _PACE_MAX_S = 0.025
-"""A small flush costs about the same whatever it holds. The next one begins this many times its
-duration after it: a steady load of small batches leaves most of the processor to others."""
+"""At most so long after: a commit that takes longer gathers enough by itself."""
 
 
 class WriterStore(Protocol):
@@ -90,7 +93,8 @@ class IngestEngine:
         self._gathering = False
         self._flushing: list[float] = []  # of each flush, when its oldest batch arrived
         self._longest_wait_s = 0.0
-        self._small_from = self._pace_s = 0.0  # when a small flush may begin; since the last began
+        self._last_began = self._pace_s = 0.0  # of flushes; until a small one may begin
+        self._grown = asyncio.Event()  # what is pending is not small any more
         self._opening = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
@@ -224,6 +228,8 @@ class IngestEngine:
             self._coalescer.admitted(session, len(batch.value))
             self._alive.add(session.writer.run_id)
             self._wake_writer()
+            if not self._small():
+                self._grown.set()
         else:
             METRICS.batches_discarded.inc()
             session.on_change()
@@ -284,7 +290,7 @@ class IngestEngine:
                 continue
             oldest = min(portion.batches[0].arrived for portion in portions)
             began = time.perf_counter()
-            self._small_from = began + self._pace_s
+            self._last_began = began
             self._flushing.append(oldest)
             try:
                 await writer.flush(portions)
@@ -317,13 +323,18 @@ class IngestEngine:
         """Wait for company where a larger flush is worth it: it costs less a point."""
         if self._flushing and self._coalescer.pending_points < _COMPANY_POINTS:
             await asyncio.sleep(_COMPANY_WAIT_S)  # another writer keeps the store busy
-        small = (
-            self._coalescer.pending_points < _SMALL_POINTS
-            and self._coalescer.ready < _SMALL_SESSIONS
+        rest_s = self._last_began + self._pace_s - time.perf_counter()
+        if rest_s > 0 and self._coalescer.ready and self._small():
+            self._grown.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest_s):
+                    await self._grown.wait()
+
+    def _small(self) -> bool:
+        return (
+            self._coalescer.ready < _SMALL_SESSIONS
+            and self._coalescer.pending_points < _SMALL_POINTS
         )
-        rest_s = self._small_from - time.perf_counter()
-        if small and rest_s > 0:
-            await asyncio.sleep(rest_s)
 
     def _fence(self, portion: Portion) -> None:
         METRICS.writers_fenced.inc()

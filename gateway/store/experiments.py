@@ -161,23 +161,21 @@ class ExperimentStore:
 
 async def ensure_experiment(
     connection: asyncpg.Connection, workspace_id: int, name: str, names: ExperimentNames
-) -> int:
-    """Return the id of an experiment that runs may be created in, making it if need be.
+) -> None:
+    """Keep an experiment that runs may be created in until the transaction ends, or make it.
 
     Raises:
         HeadraceError: EXPERIMENT_DELETED; FIELD_INVALID for a new name that is refused.
     """
     # Looked for first: nearly always there, and a failed insert burns an id.
-    row = await connection.fetchrow(_SQL["find"], workspace_id, name)
+    row = await connection.fetchrow(_SQL["find_to_keep"], workspace_id, name)
     if row is None:
         names.check(name)
-        made: int | None = await connection.fetchval(_SQL["create"], workspace_id, name, "", None)
+        made = await connection.fetchval(_SQL["create"], workspace_id, name, "", None)
         if made is not None:
-            return made
-        row = await connection.fetchrow(_SQL["find"], workspace_id, name)
+            return
+        row = await connection.fetchrow(_SQL["find_to_keep"], workspace_id, name)
     _check_usable(row, name, get_if_exists=True)
-    experiment_id: int = row["experiment_id"]
-    return experiment_id
 
 
 async def read_experiments(

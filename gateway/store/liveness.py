@@ -72,8 +72,9 @@ class LivenessStore:
         return Sweep(lost=len(lost), restarted=restarted, gap_s=before["gap_s"])
 
     async def refresh_some(self, *, delay_s: float) -> int:
-        """Refresh what searches know of a few live runs; return how many, 0 when none is due."""
+        """Refresh what searches know of a few live runs; return how many.
+
+        0 when none is due that nobody else holds.
+        """
         async with self._database.query() as connection, connection.transaction():
-            return await refresh_dirty(
-                connection, runs_max=_REFRESHED_AT_ONCE_MAX, delay_s=delay_s
-            )
+            return await refresh_dirty(connection, runs_max=_REFRESHED_AT_ONCE_MAX, delay_s=delay_s)

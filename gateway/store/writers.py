@@ -67,12 +67,7 @@ class WriterStore:
                     value=request.run_id.hex,
                 )
             if row["purged"]:
-                raise HeadraceError(
-                    Reason.RUN_PURGED,
-                    f"the run {request.run_id.hex} was purged and takes no more points",
-                    field="open.run_id",
-                    value=request.run_id.hex,
-                )
+                raise _purged(request)
             if row["epoch"] is None:
                 raise await _open_refusal(connection, request)
             if request.resume_step is not None and not row["begun"]:
@@ -171,6 +166,8 @@ async def _agree_on_resume_step(connection: asyncpg.Connection, request: OpenReq
 
 async def _open_refusal(connection: asyncpg.Connection, request: OpenRequest) -> HeadraceError:
     known = await connection.fetchrow(_SQL["get_writer"], request.run_id, request.writer_id)
+    if known is None:
+        return _purged(request)  # a moment ago, with its writers
     if known["incarnation"] != request.incarnation:
         return HeadraceError(
             Reason.WRITER_CLAIMED,
@@ -186,4 +183,13 @@ async def _open_refusal(connection: asyncpg.Connection, request: OpenRequest) ->
         field="open.rank" if known["rank"] != request.rank else "open.attempt",
         value=request.rank if known["rank"] != request.rank else request.attempt,
         limit=known["rank"] if known["rank"] != request.rank else known["attempt"],
+    )
+
+
+def _purged(request: OpenRequest) -> HeadraceError:
+    return HeadraceError(
+        Reason.RUN_PURGED,
+        f"the run {request.run_id.hex} was purged and takes no more points",
+        field="open.run_id",
+        value=request.run_id.hex,
     )

@@ -18,6 +18,7 @@ from gateway.domain.limits import (
     SUMMARY_BLOCK_SERIES,
     TIME_US_MAX,
 )
+from gateway.ingest.chunks import Points, blocks, sort
 from gateway.ingest.encode import encode, mark_targets
 from tests.ingest.copy_format import ChunkRow, rows
 from tests.ingest.streams import Point, batch, portion, session
@@ -272,6 +273,39 @@ def test_a_flush_with_more_slots_than_16_bits_sorts_like_any_other() -> None:
         row.points() == [(1, _START, row.series_id - 100.0), (2, _START, row.series_id - 100.0)]
         for row in found
     )
+
+
+_few_steps = st.one_of(st.integers(0, 3), st.sampled_from([STEP_MIN, STEP_MAX, -(2**62), 2**62]))
+_few_values = st.sampled_from([math.nan, -math.inf, math.inf, -0.0, 0.0, 1.0])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), _few_steps, st.integers(0, 2), _few_values), min_size=1)
+)
+def test_points_are_sorted_by_series_step_time_and_value(
+    points: list[tuple[int, int, int, float]],
+) -> None:
+    slot, step, time, value = zip(*points, strict=True)
+    ordered = sort(
+        Points(
+            slot=np.array(slot, np.uint16),
+            step=np.array(step, np.int64),
+            time=np.array(time, np.int64),
+            value=np.array(value),
+        ),
+        blocks([3], [len(points)]),
+    ).points
+    found = zip(
+        ordered.slot.tolist(),
+        ordered.step.tolist(),
+        ordered.time.tolist(),
+        map(_bits, ordered.value.tolist()),
+        strict=True,
+    )
+    # Stable: what is equal stays in the order of arrival, NaN beside -inf, -0.0 beside 0.0.
+    expected = sorted(points, key=lambda p: (*p[:3], -math.inf if math.isnan(p[3]) else p[3]))
+    assert list(found) == [(*point[:3], _bits(point[3])) for point in expected]
 
 
 def test_regular_steps_are_not_stored() -> None:

@@ -17,12 +17,18 @@ from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.flush import OpenRequest
 from gateway.domain.identity import ANONYMOUS, set_identity
 from gateway.domain.limits import CHUNK_POINTS_MAX, CHUNK_POINTS_MAX_IRREGULAR
-from gateway.ingest.engine import IngestEngine, IngestSettings
+from gateway.ingest.engine import (
+    _SMALL_POINTS,
+    _SMALL_SESSIONS,
+    IngestEngine,
+    IngestSettings,
+)
 from gateway.ingest.session import Session
 from gateway.rpc.metric_write import MetricWriteService
 from gateway.store.connections import Database
-from gateway.store.writers import WriterStore
+from gateway.store.writers import WriterStore, _open_refusal
 from tests.ingest.streams import Point, batch
+from tests.support.waiting import eventually_async
 
 _START = 1_700_000_000_000_000
 _DEADLINE_S = 20.0
@@ -178,6 +184,28 @@ async def test_how_long_batches_waited_can_be_asked(bench: Bench) -> None:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.parametrize(
+    ("streams", "points"), [(_SMALL_SESSIONS, 1), (1, _SMALL_POINTS)], ids=["streams", "points"]
+)
+async def test_small_flushes_wait_for_their_turn_and_larger_ones_do_not(
+    bench: Bench, streams: int, points: int
+) -> None:
+    run_id = await bench.run()
+    first = await bench.open(_request(run_id))
+    others = [await bench.open(_request(run_id, rank=rank)) for rank in range(1, streams + 1)]
+    first.send(1, [(0, 1, _START, 0.5)])
+    await first.acknowledged(1)
+    bench.engine._pace_s = _DEADLINE_S  # as after a flush that took long
+    first.send(2, [(0, 2, _START, 0.5)])
+    await asyncio.sleep(0.1)
+    assert first.session.committed_sequence == 1
+    for other in others:
+        other.send(1, [(0, step, _START, 0.5) for step in range(points)])
+    await first.acknowledged(2)
+    for other in others:
+        await other.acknowledged(1)
+
+
 async def test_a_newer_stream_fences_the_older_and_continues_after_its_commits(
     bench: Bench,
 ) -> None:
@@ -304,6 +332,36 @@ async def test_open_refuses_what_cannot_be_written_to(bench: Bench) -> None:
     assert (resume.metadata["value"], resume.metadata["announced"]) == ("90", "100")
     await bench.admin.execute("UPDATE runs SET purged_at = now() WHERE run_id = $1", run_id)
     assert (await _refusal(bench, request)).reason is Reason.RUN_PURGED
+
+
+async def test_a_new_attempt_restarts_a_run_that_somebody_ends_just_then(
+    bench: Bench, database_dsn: str
+) -> None:
+    run_id = await bench.run()
+    await bench.open(_request(run_id))
+    other = await asyncpg.connect(database_dsn)
+    async with other.transaction():
+        # As FinishRun does.
+        await other.execute("SELECT FROM runs WHERE run_id = $1 FOR UPDATE", run_id)
+        await other.execute("UPDATE runs SET state = 2, ended_at = now() WHERE run_id = $1", run_id)
+        opening = asyncio.create_task(bench.open(_request(run_id, attempt=2)))
+        await eventually_async(
+            lambda: bench.admin.fetchval(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            ),
+            "opening waits for the run's row",
+        )
+    await opening
+    await other.close()
+    found = await bench.admin.fetchrow("SELECT state, ended_at FROM runs WHERE run_id = $1", run_id)
+    assert (found["state"], found["ended_at"]) == (1, None)
+
+
+async def test_a_refusal_that_a_purge_has_overtaken_names_it(bench: Bench) -> None:
+    async with bench.database.query() as connection:
+        refusal = await _open_refusal(connection, _request(await bench.run()))
+    assert refusal.reason is Reason.RUN_PURGED
 
 
 async def test_a_refused_open_fences_nobody(bench: Bench) -> None:

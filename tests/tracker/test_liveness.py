@@ -134,6 +134,19 @@ async def test_of_two_gateways_one_sweeps(database_dsn: str, leases: LivenessSto
     await connection.close()
 
 
+async def test_of_two_gateways_one_refreshes_a_run(
+    clock: Clock, database_dsn: str, leases: LivenessStore
+) -> None:
+    run_id = await clock.run()
+    other = await asyncpg.connect(database_dsn)
+    async with other.transaction():
+        await other.fetch("SELECT FROM run_heartbeats WHERE run_id = $1 FOR UPDATE", run_id)
+        assert await leases.refresh_some(delay_s=0) == 0
+    assert await leases.refresh_some(delay_s=0) == 1
+    assert await leases.refresh_some(delay_s=0) == 0
+    await other.close()
+
+
 async def test_a_sweep_reads_live_runs_only(database_dsn: str, leases: LivenessStore) -> None:
     connection = await asyncpg.connect(database_dsn)
     await connection.execute(

@@ -4,6 +4,10 @@
 -- $2 name
 SELECT experiment_id, deleted_at FROM experiments WHERE workspace_id = $1 AND name = $2;
 
+-- name: find_to_keep
+-- $2 name. Nobody deletes or renames it before the transaction ends.
+SELECT experiment_id, deleted_at FROM experiments WHERE workspace_id = $1 AND name = $2 FOR SHARE;
+
 -- name: create
 -- $2 name, $3 description, $4 request id; nothing when another call was faster
 INSERT INTO experiments (workspace_id, name, description, request_id) VALUES ($1, $2, $3, $4)

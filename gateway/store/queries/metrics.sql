@@ -8,10 +8,12 @@
 -- begun says whether this stream is the first of its attempt, and the newest attempt makes
 -- an ended run go on.
 WITH run AS MATERIALIZED (
-    SELECT run_id, late_policy, purged_at IS NOT NULL AS purged
+    -- The lock keeps a purge away until the writer is there to be fenced, and waits for whoever
+    -- ends the run just now: the row is as they left it, which the statement's snapshot is not.
+    SELECT run_id, state, late_policy, purged_at IS NOT NULL AS purged
     FROM runs
     WHERE run_id = $1 AND workspace_id = $2
-    FOR KEY SHARE  -- keeps a purge away until the writer is there to be fenced
+    FOR KEY SHARE
 ), opened AS (
     INSERT INTO writers AS w (run_id, writer_id, incarnation, rank, attempt)
     SELECT run_id, $3, $4, $5, $6 FROM run WHERE NOT purged
@@ -26,8 +28,9 @@ WITH run AS MATERIALIZED (
     ON CONFLICT (run_id, attempt) DO NOTHING
     RETURNING attempt
 ), restarted AS (
-    UPDATE runs SET state = 1, ended_at = NULL
-    WHERE run_id = $1 AND state <> 1 AND EXISTS (SELECT FROM begun)
+    UPDATE runs r SET state = 1, ended_at = NULL
+    FROM run
+    WHERE r.run_id = run.run_id AND run.state <> 1 AND EXISTS (SELECT FROM begun)
         AND NOT EXISTS (SELECT FROM attempts a WHERE a.run_id = $1 AND a.attempt > $6)
 )
 SELECT run.late_policy, run.purged, EXISTS (SELECT FROM begun) AS begun, opened.*

@@ -89,7 +89,7 @@ FROM attempts
 WHERE run_id = ANY ($1::uuid[]) AND resume_exempt_keys <> '{}';
 
 -- name: lock
--- Whoever opens a new attempt takes the same lock.
+-- Whoever opens a stream waits for it, and sees what was made of the run.
 SELECT purged_at, deleted_at FROM runs WHERE run_id = $1 AND workspace_id = $2 FOR UPDATE;
 
 -- name: exists
