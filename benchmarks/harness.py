@@ -29,6 +29,7 @@ class Scenario:
         summary: one line for `--list`.
         measure: measures one round and returns figures by name.
         seconds: what a round takes on two cores, to tell how long a run will.
+        seconds_brief: the same without `--full`, where that is much less.
         rounds: the most rounds of a full run: further ones add nothing, or take too long.
         rounds_brief: the same without `--full`; 0 leaves it out.
     """
@@ -39,6 +40,11 @@ class Scenario:
     seconds: float
     rounds: int
     rounds_brief: int
+    seconds_brief: float | None = None
+
+    def expected_s(self, *, brief: bool) -> float:
+        """Return about how long a round takes."""
+        return self.seconds_brief if brief and self.seconds_brief is not None else self.seconds
 
 
 async def run(
@@ -67,7 +73,11 @@ async def run(
     for position, (number, scenario) in enumerate(queue):
         if results.gave_up(scenario.name):
             continue
-        left_s = sum(each.seconds for _, each in queue[position:] if not results.gave_up(each.name))
+        left_s = sum(
+            each.expected_s(brief=load.brief)
+            for _, each in queue[position:]
+            if not results.gave_up(each.name)
+        )
         console.print(
             f"[dim]{position + 1} of {len(queue)}, {_clock(time.monotonic() - began)} gone,"
             f" about {_clock(left_s)} left:[/] {scenario.name}, round {number}"
