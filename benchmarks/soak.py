@@ -37,6 +37,11 @@ async def measure_soak(site: Site, load: Load) -> dict[str, float]:
         points += result["points"]
         memory_mb.append(site.gateway_memory_bytes() / 1e6)
         p99_ms.append(result["ack_ms"]["p99"])
+        print(
+            f"    minute {len(p99_ms)}: {points:,} points, acknowledged in"
+            f" {result['ack_ms']['p50']:.0f} ms, p99 {p99_ms[-1]:.0f}; {memory_mb[-1]:.0f} MB",
+            flush=True,
+        )
     quarter = max(1, len(p99_ms) // 4)
     return {
         "soak_minutes": len(memory_mb),
