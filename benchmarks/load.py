@@ -44,7 +44,7 @@ class Load:
     paced_points_per_s: int = 100_000
     paced_s: float = 8.0
     idle_streams: int = 5_000
-    client_points: int = 100_000
+    client_points: int = 50_000
     growth_points: int = 20_000_000
     soak_minutes: int = 0
     search_runs: int = 100_000

@@ -4,8 +4,8 @@ The server is started as its documentation says, with its default of four
 workers unless a scenario says one, and without the job queues that it would
 run beside them. Calls go to its REST API as prebuilt JSON,
 over kept-alive connections, a run for each client: the least a client can
-cost. The client library's own ways (one call a step, asynchronous logging) are
-measured by `mlflow_client.py` in the peers' environment.
+cost. The client library's own ways (asynchronous logging, and what a log call
+costs the trainer) are measured by programs of the peers' environment.
 """
 
 import asyncio
@@ -24,10 +24,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 import asyncpg
+import psutil
 
 from benchmarks.load import Load
 from benchmarks.peers.http_load import Tally, hammer
 from benchmarks.peers.installation import peer_program
+from benchmarks.peers.log_calls import time_log_calls
 from benchmarks.site import Site, free_port
 
 START_DEADLINE_S: Final = 120.0  # it migrates its database first
@@ -42,9 +44,12 @@ CROWD_OF_ONE_WORKER: Final = 50
 CROWDS: Final = (100, 500)
 """Clients at once of a server with one worker, and of one with the default of four."""
 CROWD_CALLS: Final = 4  # of each client
+LOG_CALLS: Final = {"mlflow_log_metrics": 100, "mlflow_log_metrics_async": 300}
+"""Ways to log 10 scalars with MLflow's client, and how many calls of each are timed."""
 WATCH_INTERVAL_S: Final = 0.1
 QUIET_LOOKS: Final = 10
-QUIET_DEADLINE_S: Final = 20.0
+QUIET_DEADLINE_S: Final = 10.0
+STOP_DEADLINE_S: Final = 5.0
 _DATABASE: Final = "mlflow"
 _BUSY_BACKENDS: Final = """
 SELECT count(*) FROM pg_stat_activity
@@ -165,12 +170,7 @@ async def tracking_server(site: Site, *, workers: int = 4) -> AsyncIterator[Serv
                 watch.cancel()
                 await asyncio.wait([watch])
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            await asyncio.to_thread(_end, process)
             await own.execute(f"DROP DATABASE IF EXISTS {_DATABASE} WITH (FORCE)")
             await own.close()
 
@@ -179,14 +179,16 @@ async def measure_mlflow(site: Site, load: Load) -> dict[str, float]:
     """Measure batches of 1,000 and single points at 1, 8, 32 and 64 jobs.
 
     The figures without a number of jobs are the best of all of them. A full run measures
-    MLflow's own asynchronous client and 50, 100 and 500 clients at once too: of these, how
-    many calls fail. Each start of a server takes 10 to 20 s, so one serves for nearly all.
+    MLflow's own client too, and 50, 100 and 500 clients at once: of these, how many calls
+    fail. Each start of a server takes 10 to 20 s, so one serves for nearly all.
     """
     async with tracking_server(site) as server:
         figures = await _rates_by_jobs(server, BRIEF_JOBS if load.brief else JOBS)
         if load.brief:
             return figures
         figures |= await _asynchronous_client(server)
+        for way, calls in LOG_CALLS.items():
+            figures |= await time_log_calls(way, calls, mlflow_url=server.url)
         for clients in CROWDS:
             figures |= await _crowd(server, clients)
     async with tracking_server(site, workers=1) as server:
@@ -318,6 +320,21 @@ def _rates(kind: str, jobs: int, tally: Tally) -> dict[str, float]:
         f"{name}_p99_ms": tally.percentile_ms(99),
         f"{name}_failed_calls": tally.failed,
     }
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and its workers; those that still serve a crowd are not waited for long."""
+    workers: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        workers = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=STOP_DEADLINE_S)
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+    process.kill()
+    process.wait()
 
 
 async def _healthy(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
