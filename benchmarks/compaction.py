@@ -25,10 +25,13 @@ from gateway.upkeep.throttle import Throttle
 
 _PARTS: Final = 30
 _WARM_POINTS: Final = 10_000
+_SIZE: Final = (
+    "SELECT pg_total_relation_size('loose_chunks') + pg_total_relation_size('merged_chunks')"
+)
 
 # One point a chunk, a second apart, some microseconds late, as a client's clock says.
 _LOG: Final = """
-INSERT INTO metric_chunks (run_id, series_id, writer_no, last_sequence, first_step, last_step,
+INSERT INTO loose_chunks (run_id, series_id, writer_no, last_sequence, first_step, last_step,
     first_time, min_value, max_value, attempt, step_offsets, time_offsets, point_values)
 SELECT $1, $2, 1, step + 1, step, step, 1767225600000000 + step * 1000000 + step * 7919 % 2000,
     v, v, 1, NULL, int4send(0), float8send(v)
@@ -54,14 +57,14 @@ async def measure_compaction(_site: Site, load: Load) -> dict[str, float]:
             warm = await _new_run(connection)
             await _log(connection, warm, 0, _WARM_POINTS)
             await _read_ms(site, warm[0], _WARM_POINTS)
-            await connection.execute("TRUNCATE metric_chunks")
+            await connection.execute("TRUNCATE loose_chunks, merged_chunks")
 
             loose = await _new_run(connection)
             await _log(connection, loose, 0, points)
-            await connection.execute("VACUUM ANALYZE metric_chunks")
+            await connection.execute("VACUUM ANALYZE loose_chunks")
             loose_bytes = await _bytes(connection)
             loose_ms = await _read_ms(site, loose[0], points)
-            await connection.execute("TRUNCATE metric_chunks")
+            await connection.execute("TRUNCATE loose_chunks, merged_chunks")
 
             compacted = await _new_run(connection)
             compaction_s = 0.0
@@ -74,7 +77,7 @@ async def measure_compaction(_site: Site, load: Load) -> dict[str, float]:
                 await compactor.compact_once()
                 await compactor.compact_once()
                 compaction_s += time.perf_counter() - began
-                await connection.execute("VACUUM metric_chunks")
+                await connection.execute("VACUUM loose_chunks, merged_chunks")
             compacted_bytes = await _bytes(connection)
             compacted_ms = await _read_ms(site, compacted[0], points)
         finally:
@@ -133,7 +136,7 @@ async def _settle(
 
 
 async def _bytes(connection: asyncpg.Connection) -> int:
-    found: int = await connection.fetchval("SELECT pg_total_relation_size('metric_chunks')")
+    found: int = await connection.fetchval(_SIZE)
     return found
 
 

@@ -70,7 +70,7 @@ async def _rates(empty: Site, grown: Site, load: Load) -> tuple[float, float]:
 async def _clear(site: Site) -> None:
     connection = await asyncpg.connect(site.dsn)
     try:
-        await connection.execute("TRUNCATE metric_chunks")
+        await connection.execute("TRUNCATE loose_chunks, merged_chunks")
     finally:
         await connection.close()
 

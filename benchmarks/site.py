@@ -30,7 +30,7 @@ START_DEADLINE_S: Final = 60.0
 WATCH_INTERVAL_S: Final = 0.05
 _MEMORY: Final = Path("/dev/shm")
 
-_TABLES: Final = ("metric_chunks", "writer_summaries", "series", "writers")
+_TABLES: Final = ("loose_chunks", "merged_chunks", "writer_summaries", "series", "writers")
 """What streams write."""
 _VACUUM_DEADLINE_S: Final = 30.0
 _VACUUMS: Final = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"

@@ -27,7 +27,7 @@ CHUNK_COLUMNS: Final = (
     "time_offsets",
     "point_values",
 )
-"""The columns of metric_chunks, in the order in which `ingest` packs and `store` copies rows."""
+"""The columns of both tables of chunks, in the order in which `ingest` packs and `store` copies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +155,7 @@ class EncodedFlush:
     """One flush, ready to be written: one transaction."""
 
     advances: list[WriterAdvance]
-    copy_pieces: list[memoryview]  # of metric_chunks, PostgreSQL's binary COPY format, whole
+    copy_pieces: list[memoryview]  # of chunks, PostgreSQL's binary COPY format, whole
     summaries: SummaryRows
     marks: "LateMarks | None"
     points: int

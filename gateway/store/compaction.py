@@ -148,7 +148,7 @@ class CompactionStore:
             loose = _loose_points(run_id, groups, taken)
             merged = merge(loose)
             await connection.copy_to_table(
-                "metric_chunks",
+                "merged_chunks",
                 source=sliced(merged.copy_pieces),
                 columns=CHUNK_COLUMNS,
                 format="binary",

@@ -1,6 +1,6 @@
 """The transaction of a flush, and what is known when the answer to COMMIT is lost.
 
-    UPDATE writers (watermark, counters) → COPY metric_chunks → writer_summaries → COMMIT
+    UPDATE writers (watermark, counters) → COPY loose_chunks → writer_summaries → COMMIT
 
 An `IngestConnection` is lent to one writer task for life. Every error leaves here
 as one of the Flush…Errors.
@@ -185,7 +185,7 @@ class IngestConnection:
             return [place for place in range(len(advances)) if place not in found]
         if flush.copy_pieces:
             await connection.copy_to_table(
-                "metric_chunks",
+                "loose_chunks",
                 source=sliced(flush.copy_pieces),
                 columns=CHUNK_COLUMNS,
                 format="binary",

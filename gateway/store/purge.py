@@ -21,7 +21,8 @@ _ROWS_MAX: Final = 5_000
 _ARTIFACTS_MAX: Final = 500
 _RUNS_MAX: Final = 500
 _STEPS: Final = (
-    "delete_chunks",
+    "delete_loose_chunks",
+    "delete_merged_chunks",
     "delete_summaries",
     "delete_marks",
     "delete_metrics",

@@ -362,7 +362,7 @@ def test_a_database_restored_from_a_backup_is_told_what_it_lost(
     eventually(lambda: len(spool_files.segments(spool)) <= 2)
     gateway.kill()
     fetch(gateway.dsn, "UPDATE writers SET committed_sequence = 20")
-    fetch(gateway.dsn, "DELETE FROM metric_chunks")
+    fetch(gateway.dsn, "DELETE FROM loose_chunks")
     gateway.start()
     for step in range(200, 300):
         run.log({"a": step}, step)

@@ -234,7 +234,7 @@ class Stage:
         connection = await asyncpg.connect(self._dsn)
         try:
             # Without statistics the plan's time grows with the square of the series.
-            await connection.execute("ANALYZE series, metric_chunks")
+            await connection.execute("ANALYZE series, loose_chunks, merged_chunks")
             for run_id in run_ids:
                 for row in await connection.fetch(_STORED, uuid.UUID(run_id)):
                     points = np.empty(len(row["steps"]), POINT)

@@ -104,12 +104,12 @@ async def test_a_full_disk_stalls_ingest_until_there_is_room(tmp_path: Path) -> 
             await administer(
                 postgres,
                 f"CREATE TABLESPACE small LOCATION '{volume}'",
-                "ALTER TABLE metric_chunks SET TABLESPACE small",
+                "ALTER TABLE loose_chunks SET TABLESPACE small",
             )
             await load.stalled()
             _resize(volume, "512m")
             await load.recovered()
-            await administer(postgres, "ALTER TABLE metric_chunks SET TABLESPACE pg_default")
+            await administer(postgres, "ALTER TABLE loose_chunks SET TABLESPACE pg_default")
             await load.recovered()
         await administer(postgres, "DROP TABLESPACE small")
 

@@ -82,7 +82,7 @@ async def test_a_thousand_stalled_streams_stay_under_the_formula_and_lose_nothin
             + _PENDING_FACTOR * _PENDING_BYTES_MAX
         )
         frozen = await asyncpg.connect(database_dsn)
-        await frozen.execute("BEGIN; LOCK TABLE metric_chunks IN SHARE MODE")
+        await frozen.execute("BEGIN; LOCK TABLE loose_chunks IN SHARE MODE")
         seed = 11
         async with _generator(
             gateway.address, "--streams", str(_STREAMS), "--series", "32", "--seed", str(seed),

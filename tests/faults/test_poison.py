@@ -32,7 +32,7 @@ _WRITERS: Final = 8
 async def _frozen(dsn: str) -> AsyncIterator[None]:
     """Hold a lock under which no chunk can be stored."""
     connection = await asyncpg.connect(dsn)
-    await connection.execute("BEGIN; LOCK TABLE metric_chunks IN SHARE MODE")
+    await connection.execute("BEGIN; LOCK TABLE loose_chunks IN SHARE MODE")
     try:
         yield
     finally:
@@ -53,7 +53,7 @@ async def test_only_the_poisonous_batch_of_a_merged_flush_is_rejected(
     async with contextlib.AsyncExitStack() as stack:
         oracle = await stack.enter_async_context(Oracle(database_dsn))
         await oracle.fetch(
-            f"ALTER TABLE metric_chunks ADD CONSTRAINT no_poison CHECK (max_value <> {_POISON})"
+            f"ALTER TABLE loose_chunks ADD CONSTRAINT no_poison CHECK (max_value <> {_POISON})"
         )
         # One writer task: what is admitted while it is stuck is merged into its next flush.
         arguments = ["--ingest-connections", "1"]

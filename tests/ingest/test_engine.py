@@ -157,19 +157,19 @@ async def test_the_longest_chunks_stay_whole_in_their_rows(bench: Bench) -> None
     await stream.acknowledged(1)
     rows = await bench.admin.fetch(
         "SELECT length(point_values) / 8 AS points, pg_column_size(c.*) AS bytes,"
-        " count(*) AS chunks FROM metric_chunks c WHERE run_id = $1 GROUP BY 1, 2 ORDER BY 1",
+        " count(*) AS chunks FROM loose_chunks c WHERE run_id = $1 GROUP BY 1, 2 ORDER BY 1",
         run_id,
     )
     # The sizes that gateway.domain.limits gives.
     assert [tuple(row) for row in rows] == [(119, 2_024, 4), (158, 2_020, 4)]
-    toast = "SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE relname = 'metric_chunks'"
+    toast = "SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE relname = 'loose_chunks'"
     assert await bench.admin.fetchval(toast) == 0
 
 
 async def test_how_long_batches_waited_can_be_asked(bench: Bench) -> None:
     stream = await bench.open(_request(await bench.run()))
     async with bench.admin.transaction():
-        await bench.admin.execute("LOCK TABLE metric_chunks IN ACCESS EXCLUSIVE MODE")
+        await bench.admin.execute("LOCK TABLE loose_chunks IN ACCESS EXCLUSIVE MODE")
         arrived = time.perf_counter()
         bench.engine.admit(
             stream.session, replace(batch(1, [(0, 1, _START, 1.0)]), arrived=arrived)

@@ -127,6 +127,52 @@ async def test_chunks_of_arrays_become_packed_ones_bit_by_bit(empty_dsn: str) ->
         await connection.close()
 
 
+async def test_merged_chunks_move_to_a_table_of_their_own(empty_dsn: str) -> None:
+    rng = random.Random(1)
+    values = [rng.random() for _ in range(1_000)]
+    run_id = uuid.uuid4()
+    before, after = migrate.migrations()[:8], migrate.migrations()[8]
+    assert after.name == "0009_merged_chunks"
+    connection = await asyncpg.connect(empty_dsn)
+    try:
+        for each in before[:7]:
+            await connection.execute(each.path.read_text())
+        series_id = await connection.fetchval(
+            "INSERT INTO series (run_id, rank, key) VALUES ($1, 0, 'loss') RETURNING series_id",
+            run_id,
+        )
+        await connection.executemany(
+            "INSERT INTO metric_chunks VALUES ($1, $2, 1, $3, $4, $5, $6, 0, 0, 1, $7, $8, $9)",
+            [
+                _chunk_of_arrays(rng, run_id, series_id, first, values[first : first + 100])
+                for first in range(0, len(values), 100)
+            ],
+        )
+        await connection.execute(before[7].path.read_text())
+        in_one = await _raw_points(connection, run_id)
+        await connection.execute(after.path.read_text())
+        assert await _raw_points(connection, run_id) == in_one
+        tables = (
+            "SELECT (SELECT count(*) FROM {}), (SELECT count(*) FROM {} WHERE last_sequence = 0)"
+        )
+        assert tuple(await connection.fetchrow(tables.format("loose_chunks", "loose_chunks"))) == (
+            5,
+            0,
+        )
+        assert tuple(
+            await connection.fetchrow(tables.format("merged_chunks", "merged_chunks"))
+        ) == (5, 5)
+        # A gateway of before, still running, must fail: it would merge into the wrong table.
+        with pytest.raises(asyncpg.WrongObjectTypeError):
+            await connection.copy_records_to_table(
+                "metric_chunks", records=[], columns=CHUNK_COLUMNS
+            )
+        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
+            await connection.execute("DELETE FROM metric_chunks")
+    finally:
+        await connection.close()
+
+
 def _chunk_of_arrays(
     rng: random.Random, run_id: uuid.UUID, series_id: int, place: int, values: list[float]
 ) -> tuple[object, ...]:

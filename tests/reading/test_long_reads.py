@@ -49,8 +49,8 @@ async def a_long_run(
         )
         for begin, chunk in zip(begins, chunks, strict=True)
     ]
-    await connection.copy_records_to_table("metric_chunks", records=records)
-    await connection.execute("ANALYZE metric_chunks")
+    await connection.copy_records_to_table("loose_chunks", records=records)
+    await connection.execute("ANALYZE loose_chunks")
     return run, values
 
 

@@ -23,6 +23,10 @@ async def run(connection: asyncpg.Connection) -> StoredRun:
         points = [(key, step, step, 1.0) for key in ("a", "b", "c") for step in range(200)]
         await run.commit(writer, points, chunk_points=2)
     await connection.execute(
+        "WITH merged AS (DELETE FROM loose_chunks WHERE first_step % 4 = 0 RETURNING *)"
+        " INSERT INTO merged_chunks SELECT * FROM merged"
+    )
+    await connection.execute(
         "INSERT INTO series (run_id, rank, key)"
         " SELECT gen_random_uuid(), 0, 'x' FROM generate_series(1, 20000)"
     )
@@ -46,7 +50,7 @@ async def plan(
 def assert_by_index(found: list[tuple[str, str]], *tables: str) -> None:
     assert {table for _, table in found} >= set(tables)
     for kind, table in found:
-        if table in {"metric_chunks", "series", "writer_summaries"}:
+        if table in {"loose_chunks", "merged_chunks", "series", "writer_summaries"}:
             assert "Index" in kind or "Bitmap" in kind, (kind, table)
 
 
@@ -56,7 +60,7 @@ async def test_points_of_a_run_and_key_are_found_by_index(
 ) -> None:
     query = f"SELECT * FROM {view} WHERE run_id = $1 AND key = $2"
     found = await plan(connection, query, run.run_id, "a")
-    assert_by_index(found, "metric_chunks", "series")
+    assert_by_index(found, "loose_chunks", "merged_chunks", "series")
 
 
 @pytest.mark.parametrize("view", ["metric_points", "metric_points_raw"])
@@ -64,7 +68,7 @@ async def test_points_of_a_run_are_found_by_index(
     view: str, connection: asyncpg.Connection, run: StoredRun
 ) -> None:
     found = await plan(connection, f"SELECT * FROM {view} WHERE run_id = $1", run.run_id)
-    assert_by_index(found, "metric_chunks")
+    assert_by_index(found, "loose_chunks", "merged_chunks")
 
 
 async def test_summaries_of_a_run_are_found_by_index(
@@ -90,9 +94,10 @@ async def test_every_query_of_a_read_finds_its_chunks_by_index(
         "cut_summaries": (run.run_id, ids, [1] * 3, [9] * 3),
     }
     chunk_queries = {
-        name for name, text in _SQL.items() if re.search(r"\b(metric|stored)_chunks\b", text)
+        name for name, text in _SQL.items() if re.search(r"\b(metric|loose|merged)_chunks\b", text)
     }
     assert chunk_queries == set(arguments)
     for name, values in arguments.items():
         found = await plan(connection, _SQL[name].rstrip(";"), *values)
-        assert_by_index(found, "metric_chunks")
+        merged = () if name == "chunks_since" else ("merged_chunks",)
+        assert_by_index(found, "loose_chunks", *merged)

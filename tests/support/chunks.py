@@ -153,7 +153,7 @@ class StoredRun:
             chunk.append(row)
         chunks.append(chunk)
         await self.connection.executemany(
-            "INSERT INTO metric_chunks (run_id, series_id, writer_no, last_sequence, first_step,"
+            "INSERT INTO loose_chunks (run_id, series_id, writer_no, last_sequence, first_step,"
             " last_step, first_time, min_value, max_value, attempt, step_offsets, time_offsets,"
             " point_values) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
             [

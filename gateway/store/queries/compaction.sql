@@ -77,8 +77,8 @@ CROSS JOIN LATERAL (
     SELECT *, count(*) OVER () AS seen
     FROM (
         SELECT writer_no, last_sequence, first_step, length(point_values) / 8 AS points
-        FROM metric_chunks
-        WHERE run_id = $1 AND series_id = s.series_id AND last_sequence > 0
+        FROM loose_chunks
+        WHERE run_id = $1 AND series_id = s.series_id
         ORDER BY first_step DESC
         LIMIT $3
     ) newest
@@ -100,7 +100,7 @@ FOR NO KEY UPDATE SKIP LOCKED;
 -- step to begin at, (5) points of the longest, (6) at most so many of each group.
 -- No statement changes a chunk, and whoever deletes one has locked the run: the places
 -- (ctid) that the inner query finds are still those of the same rows.
-DELETE FROM metric_chunks c
+DELETE FROM loose_chunks c
 USING unnest($2::bigint[], $3::bigint[]) WITH ORDINALITY AS g (series_id, writer_no, place)
 WHERE c.run_id = $1 AND c.series_id = g.series_id AND c.writer_no = g.writer_no
     AND c.ctid = ANY (ARRAY(
@@ -109,10 +109,10 @@ WHERE c.run_id = $1 AND c.series_id = g.series_id AND c.writer_no = g.writer_no
         JOIN writers w ON w.run_id = $1 AND w.writer_no = u.writer_no
         CROSS JOIN LATERAL (
             SELECT m.ctid AS place
-            FROM metric_chunks m
+            FROM loose_chunks m
             WHERE m.run_id = $1 AND m.series_id = u.series_id AND m.first_step >= u.first_step
                 AND m.writer_no = u.writer_no AND length(m.point_values) / 8 <= $5
-                AND m.last_sequence > 0 AND m.last_sequence <= w.compacted_sequence
+                AND m.last_sequence <= w.compacted_sequence
             ORDER BY m.first_step
             LIMIT $6
         ) loose

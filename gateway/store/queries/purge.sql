@@ -49,15 +49,14 @@ WHERE run_id = $1;
 -- committing now is waited for.
 DELETE FROM writers WHERE run_id = $1;
 
--- name: delete_chunks
+-- name: delete_loose_chunks
 -- $2 at most so many, as in all of these.
-DELETE FROM metric_chunks
-WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM metric_chunks WHERE run_id = $1 AND last_sequence > 0
-    UNION ALL
-    SELECT ctid FROM metric_chunks WHERE run_id = $1 AND last_sequence = 0
-    LIMIT $2
-));
+DELETE FROM loose_chunks
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM loose_chunks WHERE run_id = $1 LIMIT $2));
+
+-- name: delete_merged_chunks
+DELETE FROM merged_chunks
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM merged_chunks WHERE run_id = $1 LIMIT $2));
 
 -- name: delete_summaries
 DELETE FROM writer_summaries

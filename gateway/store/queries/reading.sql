@@ -2,8 +2,8 @@
 --
 -- A read works on *groups*: the series, or all chosen ranks of a key when they
 -- are aggregated, each further split by attempt when the reader wants attempts
--- apart. Chunks come in the order (group, first_step). stored_chunks is metric_chunks
--- through its two indexes: loose chunks and merged ones.
+-- apart. Chunks come in the order (group, first_step). metric_chunks is a view of two
+-- tables: loose chunks and merged ones.
 --
 -- Comments write a parameter as (2), not with a dollar: asyncpg puts the arguments
 -- of a COPY into its text, comments included.
@@ -62,7 +62,7 @@ FROM (
         CASE WHEN whole THEN c.first_step ELSE inside.first_step END AS first_step,
         CASE WHEN whole THEN c.last_step ELSE inside.last_step END AS last_step
     FROM unnest($2::bigint[], $3::integer[], $4::boolean[]) AS u (series_id, position, exempt)
-    JOIN stored_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
+    JOIN metric_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
         AND c.first_step <= $6 AND c.last_step >= $5
     LEFT JOIN unnest($7::integer[], $8::bigint[]) AS h (attempt, hidden_from_step)
         ON h.attempt = c.attempt AND NOT u.exempt
@@ -96,7 +96,7 @@ SELECT
 FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS u (series_id, position, rank)
 CROSS JOIN LATERAL (
     SELECT *
-    FROM stored_chunks
+    FROM metric_chunks
     WHERE run_id = $1 AND series_id = u.series_id AND first_step <= $6 AND last_step >= $5
     ORDER BY first_step
 ) c;
@@ -107,7 +107,7 @@ SELECT
     length(c.point_values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
     c.attempt, c.first_step, c.last_step, c.first_time, c.point_values, c.time_offsets, c.step_offsets
 FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS u (series_id, position, rank)
-JOIN stored_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
+JOIN metric_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
     AND c.first_step <= $6 AND c.last_step >= $5
 ORDER BY u.position, CASE WHEN $7::boolean THEN c.attempt ELSE 0 END, c.first_step;
 
@@ -122,7 +122,7 @@ SELECT
     c.attempt,
     length(c.point_values) / 8,
     (c.step_offsets IS NULL)::integer
-FROM stored_chunks c
+FROM metric_chunks c
 WHERE c.run_id = $1 AND c.series_id = $2 AND c.first_step <= $4 AND c.last_step >= $3
 ORDER BY c.first_step;
 
@@ -132,7 +132,7 @@ ORDER BY c.first_step;
 SELECT
     length(c.point_values) / 4 + (c.step_offsets IS NOT NULL)::integer, $3::integer, $4::integer,
     c.attempt, c.first_step, c.last_step, c.first_time, c.point_values, c.time_offsets, c.step_offsets
-FROM stored_chunks c
+FROM metric_chunks c
 WHERE c.run_id = $1 AND c.series_id = $2 AND c.first_step = ANY ($5::bigint[])
 ORDER BY c.first_step;
 
@@ -165,9 +165,8 @@ FROM unnest(
 ) AS u (series_id, position, rank, writer_no, sequence, first_step, last_step)
 CROSS JOIN LATERAL (
     SELECT *
-    FROM metric_chunks
-    WHERE run_id = $1 AND series_id = u.series_id AND last_sequence > 0  -- not merged
-        AND first_step BETWEEN u.first_step AND u.last_step
+    FROM loose_chunks
+    WHERE run_id = $1 AND series_id = u.series_id AND first_step BETWEEN u.first_step AND u.last_step
         AND writer_no = u.writer_no AND last_sequence > u.sequence
     ORDER BY first_step
 ) c;
@@ -201,7 +200,7 @@ WITH cut AS (
         max(nullif(CASE WHEN whole THEN c.max_value ELSE inside.max_value END, 'NaN'))
             AS max_value
     FROM unnest($2::bigint[], $3::integer[], $4::bigint[]) AS u (series_id, attempt, hidden_from_step)
-    JOIN stored_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
+    JOIN metric_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
         AND c.attempt = u.attempt AND c.first_step < u.hidden_from_step
     CROSS JOIN LATERAL (SELECT c.last_step < u.hidden_from_step AS whole) w
     CROSS JOIN LATERAL (
@@ -231,7 +230,7 @@ CROSS JOIN LATERAL (
         SELECT
             c.first_time + packed_int4(c.time_offsets, place) AS time_us,
             packed_float8(c.point_values, place) AS value
-        FROM stored_chunks c
+        FROM metric_chunks c
         CROSS JOIN LATERAL generate_series(0, length(c.point_values) / 8 - 1) AS p (place)
         WHERE c.run_id = $1 AND c.series_id = cut.series_id AND c.attempt = cut.attempt
             AND c.first_step <= cut.last_step AND c.last_step >= cut.last_step
