@@ -154,7 +154,7 @@ class Settings(BaseModel):
 
     compaction: bool = True
     """Whether small chunks are merged in the background."""
-    compaction_idle_s: float = Field(default=60.0, ge=1, le=86_400)
+    compaction_idle_s: float = Field(default=30.0, ge=1, le=86_400)
     """How long points are left alone before they are merged: a following read that is
     stalled for longer has to begin anew."""
     cleanup: Annotated[tuple[CleanupRule, ...], BeforeValidator(_cleanup_rules)] = ()
