@@ -6,6 +6,7 @@ imports the other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import Final
 from uuid import UUID
 
@@ -148,6 +149,16 @@ class WriterAdvance:
     last_sequence: int
     counters: Counters  # to be added
     rejections: tuple[RejectionSample, ...] | None  # the new samples; None keeps the old ones
+
+
+class Mismatch(Enum):
+    """Why a writer's row is not what its stream left it as; the stream can store nothing more."""
+
+    FENCED = auto()
+    """A newer stream of the writer was opened."""
+    BEHIND = auto()
+    """Nobody opened a newer one: the row lost commits with a failover or is gone, so the
+    writer has to be opened again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

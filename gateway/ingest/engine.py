@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.domain.flush import OpenedWriter, OpenRequest
+from gateway.domain.flush import Mismatch, OpenedWriter, OpenRequest
 from gateway.ingest.budget import PendingBytes
 from gateway.ingest.coalescer import Coalescer, Portion
 from gateway.ingest.session import Batch, Session
@@ -44,11 +44,11 @@ class WriterStore(Protocol):
     async def open_writer(self, request: OpenRequest) -> OpenedWriter:
         """Open a writer: a new epoch, and its watermark after whatever was in flight."""
 
-    async def finish_writer(self, writer: OpenedWriter, last_sequence: int) -> bool:
-        """Mark the writer finished; False when it is fenced."""
+    async def finish_writer(self, writer: OpenedWriter, last_sequence: int) -> Mismatch | None:
+        """Mark the writer finished, unless its row does not match."""
 
-    async def resync_writer(self, writer: OpenedWriter, first_sequence: int) -> bool:
-        """Move the watermark to first_sequence - 1; False when it is fenced."""
+    async def resync_writer(self, writer: OpenedWriter, first_sequence: int) -> Mismatch | None:
+        """Move the watermark to first_sequence - 1, unless the writer's row does not match."""
 
     async def touch_runs(self, run_ids: Sequence[UUID]) -> None:
         """Note that the runs are alive."""
@@ -131,7 +131,7 @@ class IngestEngine:
     async def start(self) -> None:
         """Start the writer tasks."""
         for number, connection in enumerate(self._store.flush_connections()):
-            writer = Writer(connection, fenced=self._fence)
+            writer = Writer(connection, ended=self._end_portion)
             task = asyncio.create_task(self._write(writer), name=f"ingest-writer-{number}")
             self._tasks.append(task)
         self._tasks.append(asyncio.create_task(self._beat(), name="ingest-heartbeats"))
@@ -203,7 +203,7 @@ class IngestEngine:
         if other is None or other.writer.epoch < session.writer.epoch:
             self._by_writer[name] = session
             if other is not None:
-                self._end(other, _fenced_error(other))
+                self._end(other, other.mismatched(Mismatch.FENCED))
         if self._stopping():
             session.drain()
         return session
@@ -243,21 +243,23 @@ class IngestEngine:
         """Finish the session's writer; everything before is committed already.
 
         Raises:
-            HeadraceError: WRITER_FENCED, or the store cannot be reached.
+            HeadraceError: WRITER_FENCED, STORE_UNAVAILABLE.
         """
-        if not await self._store.finish_writer(session.writer, session.committed_sequence):
-            raise _fenced_error(session)
+        mismatch = await self._store.finish_writer(session.writer, session.committed_sequence)
+        if mismatch is not None:
+            raise session.mismatched(mismatch)
         session.finished = True
 
     async def resync(self, session: Session, first_sequence: int) -> None:
         """Continue a writer at `first_sequence`; see Resync in the contract.
 
         Raises:
-            HeadraceError: the message is not allowed here, or the writer is fenced.
+            HeadraceError: the message is not allowed here; WRITER_FENCED, STORE_UNAVAILABLE.
         """
         session.check_resync(first_sequence)
-        if not await self._store.resync_writer(session.writer, first_sequence):
-            raise _fenced_error(session)
+        mismatch = await self._store.resync_writer(session.writer, first_sequence)
+        if mismatch is not None:
+            raise session.mismatched(mismatch)
         session.resynced(first_sequence)
 
     def leave(self, session: Session) -> None:
@@ -336,10 +338,9 @@ class IngestEngine:
             and self._coalescer.pending_points < _SMALL_POINTS
         )
 
-    def _fence(self, portion: Portion) -> None:
-        METRICS.writers_fenced.inc()
+    def _end_portion(self, portion: Portion, error: HeadraceError) -> None:
         portion.session.pending_bytes -= portion.size_bytes
-        self._end(portion.session, _fenced_error(portion.session))
+        self._end(portion.session, error)
 
     def _end(self, session: Session, error: HeadraceError) -> None:
         session.end(error)
@@ -363,14 +364,3 @@ class IngestEngine:
                 except HeadraceError as error:
                     _LOG.warning("heartbeats not noted; the next ones may be", error=error.message)
                     self._alive |= alive
-
-
-def _fenced_error(session: Session) -> HeadraceError:
-    return HeadraceError(
-        Reason.WRITER_FENCED,
-        f"a newer stream of writer {session.writer.writer_id.hex} was opened; this one "
-        f"(epoch {session.writer.epoch}) ends",
-        field="open.writer_id",
-        value=session.writer.writer_id.hex,
-        epoch=session.writer.epoch,
-    )

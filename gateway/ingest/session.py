@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.domain.errors import HeadraceError, Reason
-from gateway.domain.flush import OpenedWriter, RejectionSample
+from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
+from gateway.domain.flush import Mismatch, OpenedWriter, RejectionSample
 from gateway.domain.limits import BATCH_POINTS_MAX, REJECTION_SAMPLES_MAX
 from gateway.domain.metadata import Entry
 from gateway.ingest.dictionary import KeyDictionary
@@ -263,6 +263,23 @@ class Session:
         """Note new samples of committed rejections."""
         self.rejections = (*self.rejections, *samples)[-REJECTION_SAMPLES_MAX:]
         self._unreported = [*self._unreported, *samples][-REJECTION_SAMPLES_MAX:]
+
+    def mismatched(self, mismatch: Mismatch) -> HeadraceError:
+        """Return the error of a stream whose writer's row does not match what it knows."""
+        writer = self.writer
+        if mismatch is Mismatch.BEHIND:
+            return StoreUnavailableError(
+                f"the database does not have writer {writer.writer_id.hex} as epoch "
+                f"{writer.epoch} left it (a failover, a backup, a purge); open it again"
+            )
+        return HeadraceError(
+            Reason.WRITER_FENCED,
+            f"a newer stream of writer {writer.writer_id.hex} was opened; this one "
+            f"(epoch {writer.epoch}) ends",
+            field="open.writer_id",
+            value=writer.writer_id.hex,
+            epoch=writer.epoch,
+        )
 
     def end(self, error: HeadraceError | None) -> None:
         """End the session; only the first call counts."""

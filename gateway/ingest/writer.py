@@ -27,6 +27,7 @@ from gateway.domain.flush import (
     FlushDataError,
     FlushUnavailableError,
     LateMarks,
+    Mismatch,
     WriterAdvance,
 )
 from gateway.domain.series import SeriesWanted
@@ -45,17 +46,17 @@ class FlushConnection(Protocol):
     async def resolve_series(self, wanted: SeriesWanted) -> list[int | None]:
         """Return the id of each series, creating what is missing; None beyond the run's limit."""
 
-    async def commit(self, flush: EncodedFlush) -> list[int]:
+    async def commit(self, flush: EncodedFlush) -> dict[int, Mismatch]:
         """Commit a flush in one transaction.
 
         Returns:
-            The positions in `flush.advances` of writers whose epoch or watermark did
-            not match; when there are any, nothing was committed.
+            The writers whose epoch or watermark did not match, by their positions in
+            `flush.advances`; when there are any, nothing was committed.
         """
 
     async def commit_rejecting(
         self, wanted: LateMarks, encode: Callable[[LateMarks], EncodedFlush]
-    ) -> list[int]:
+    ) -> dict[int, Mismatch]:
         """Lock the wanted marks, encode with them, and commit like `commit`."""
 
     async def was_committed(self, advances: Sequence[WriterAdvance]) -> bool:
@@ -69,11 +70,11 @@ class Writer:
         self,
         connection: FlushConnection,
         *,
-        fenced: Callable[[Portion], None],
+        ended: Callable[[Portion, HeadraceError], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._connection = connection
-        self._fenced = fenced
+        self._ended = ended
         self._sleep = sleep
 
     async def flush(self, portions: Sequence[Portion]) -> None:
@@ -83,7 +84,7 @@ class Writer:
         remaining = list(portions)
         while remaining:
             try:
-                encoded, fenced = await self._attempt(remaining)
+                encoded, unmatched = await self._attempt(remaining)
             except FlushDataError as error:
                 METRICS.flush_retries.labels(cause="data").inc()
                 _LOG.warning("flush refused", writers=len(remaining), error=str(error))
@@ -102,16 +103,14 @@ class Writer:
                     )
                 await self._sleep(retry_delay_s(failures))
             else:
-                if not fenced:
+                if not unmatched:
                     self._finish(encoded, remaining, time.perf_counter() - started)
                     return
-                for position in fenced:
-                    self._fenced(remaining[position])
-                remaining = [
-                    portion for at, portion in enumerate(remaining) if at not in set(fenced)
-                ]
+                for position, mismatch in unmatched.items():
+                    self._leave(remaining[position], mismatch)
+                remaining = [portion for at, portion in enumerate(remaining) if at not in unmatched]
 
-    async def _attempt(self, portions: Sequence[Portion]) -> tuple[Encoded, list[int]]:
+    async def _attempt(self, portions: Sequence[Portion]) -> tuple[Encoded, dict[int, Mismatch]]:
         """Try once; an ambiguous COMMIT is settled here."""
         await self._resolve(portions)
         encoded: Encoded | None = None
@@ -123,21 +122,21 @@ class Writer:
                     encoded = encode(portions, marks=marks)
                     return encoded.flush
 
-                fenced = await self._connection.commit_rejecting(
+                unmatched = await self._connection.commit_rejecting(
                     mark_targets(portions), encode_with
                 )
             else:
                 encoded = encode(portions)
-                fenced = await self._connection.commit(encoded.flush)
+                unmatched = await self._connection.commit(encoded.flush)
         except FlushAmbiguousError:
             if encoded is None:  # nothing was sent yet
                 raise FlushUnavailableError("the connection broke before the flush") from None
-            fenced = await self._settle(encoded)
+            unmatched = await self._settle(encoded)
         if encoded is None:
             raise FlushUnavailableError("the flush was not encoded")
-        return encoded, fenced
+        return encoded, unmatched
 
-    async def _settle(self, encoded: Encoded) -> list[int]:
+    async def _settle(self, encoded: Encoded) -> dict[int, Mismatch]:
         """Find out what an ambiguous COMMIT did; never guess.
 
         Raises:
@@ -154,7 +153,7 @@ class Writer:
                 continue
             _LOG.warning("ambiguous commit settled", committed=committed)
             if committed:
-                return []
+                return {}
             raise FlushConflictError("the ambiguous commit did not happen")
 
     async def _isolate(self, portions: Sequence[Portion]) -> None:
@@ -187,7 +186,7 @@ class Writer:
         while True:
             encoded = encode([portion], refuse=(Reason.STORE_REFUSED, _REFUSED_DETAIL))
             try:
-                fenced = await self._connection.commit(encoded.flush)
+                unmatched = await self._connection.commit(encoded.flush)
             except FlushDataError as error:
                 _LOG.error("cannot count a rejected batch", error=str(error))
                 portion.session.end(
@@ -196,18 +195,26 @@ class Writer:
                 return
             except FlushAmbiguousError:
                 try:
-                    fenced = await self._settle(encoded)
+                    unmatched = await self._settle(encoded)
                 except FlushConflictError:
                     continue
             except (FlushConflictError, FlushUnavailableError):
                 failures += 1
                 await self._sleep(retry_delay_s(failures))
                 continue
-            if fenced:
-                self._fenced(portion)
+            if unmatched:
+                self._leave(portion, unmatched[0])
             else:
                 self._finish(encoded, [portion], 0.0)
             return
+
+    def _leave(self, portion: Portion, mismatch: Mismatch) -> None:
+        if mismatch is Mismatch.FENCED:
+            METRICS.writers_fenced.inc()
+        else:
+            writer_id = portion.session.writer.writer_id.hex
+            _LOG.warning("the store is behind a writer, which opens again", writer_id=writer_id)
+        self._ended(portion, portion.session.mismatched(mismatch))
 
     def _finish(self, encoded: Encoded, portions: Sequence[Portion], seconds: float) -> None:
         encoded.apply()

@@ -7,7 +7,7 @@ as one of the Flush…Errors.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -22,6 +22,8 @@ from gateway.domain.flush import (
     FlushDataError,
     FlushUnavailableError,
     LateMarks,
+    Mismatch,
+    OpenedWriter,
     RejectionSample,
     WriterAdvance,
     refusal_sample,
@@ -88,11 +90,11 @@ class IngestConnection:
         )
         return {places[row["place"] - 1]: row["series_id"] for row in rows}
 
-    async def commit(self, flush: EncodedFlush) -> list[int]:
+    async def commit(self, flush: EncodedFlush) -> dict[int, Mismatch]:
         """Commit a flush in one transaction.
 
         Returns:
-            The positions of writers that did not match; nothing is committed then.
+            Writers that did not match, by position; nothing is committed then.
 
         Raises:
             FlushDataError, FlushConflictError, FlushUnavailableError: rolled back.
@@ -102,10 +104,10 @@ class IngestConnection:
 
     async def commit_rejecting(
         self, wanted: LateMarks, encode: Callable[[LateMarks], EncodedFlush]
-    ) -> list[int]:
+    ) -> dict[int, Mismatch]:
         """Lock the wanted marks, encode with them, and commit like `commit`."""
 
-        async def write(connection: asyncpg.Connection) -> list[int]:
+        async def write(connection: asyncpg.Connection) -> dict[int, Mismatch]:
             keys = (wanted.run_ids, wanted.series_ids, wanted.attempts)
             await connection.execute(_SQL["insert_marks"], *keys)
             rows = await connection.fetch(_SQL["lock_marks"], *keys)
@@ -118,8 +120,8 @@ class IngestConnection:
                 ],
             )
             flush = encode(locked)
-            fenced = await self._write(connection, flush)
-            if not fenced and flush.marks is not None:
+            unmatched = await self._write(connection, flush)
+            if not unmatched and flush.marks is not None:
                 await connection.execute(
                     _SQL["raise_marks"],
                     flush.marks.run_ids,
@@ -127,7 +129,7 @@ class IngestConnection:
                     flush.marks.attempts,
                     [_UNSEEN if step is None else step for step in flush.marks.last_steps],
                 )
-            return fenced
+            return unmatched
 
         return await self._transact(write)
 
@@ -138,7 +140,8 @@ class IngestConnection:
         `connections`), or holds its row locks until it is: locking the rows
         waits for it. Within its epoch only this flush moves a watermark, so any
         row of its epoch decides; rows of newer epochs say nothing, and their
-        streams are fenced anyway.
+        streams are fenced anyway. Nor do rows that a failover lost: the next try
+        finds that they do not match.
 
         Raises:
             FlushUnavailableError, FlushConflictError: ask again.
@@ -156,7 +159,9 @@ class IngestConnection:
                 for row in rows
             )
 
-    async def _write(self, connection: asyncpg.Connection, flush: EncodedFlush) -> list[int]:
+    async def _write(
+        self, connection: asyncpg.Connection, flush: EncodedFlush
+    ) -> dict[int, Mismatch]:
         advances = flush.advances
         order = sorted(
             range(len(advances)),
@@ -182,7 +187,10 @@ class IngestConnection:
         )
         if len(matched) < len(advances):
             found = {row["place"] for row in matched}
-            return [place for place in range(len(advances)) if place not in found]
+            return await _mismatches(
+                connection,
+                {place: item for place, item in enumerate(advances) if place not in found},
+            )
         if flush.copy_pieces:
             await connection.copy_to_table(
                 "loose_chunks",
@@ -209,7 +217,7 @@ class IngestConnection:
             )
         if flush.metadata is not None:
             await self._write_metadata(connection, flush, flush.metadata)
-        return []
+        return {}
 
     @staticmethod
     async def _write_metadata(
@@ -232,17 +240,17 @@ class IngestConnection:
             )
 
     async def _transact(
-        self, write: Callable[[asyncpg.Connection], Awaitable[list[int]]]
-    ) -> list[int]:
+        self, write: Callable[[asyncpg.Connection], Awaitable[dict[int, Mismatch]]]
+    ) -> dict[int, Mismatch]:
         """Write in a transaction; commit it unless `write` returns writers that did not match."""
         async with self._errors() as connection:
             await connection.execute("BEGIN")
-            fenced = await write(connection)
-            if fenced:
+            unmatched = await write(connection)
+            if unmatched:
                 await connection.execute("ROLLBACK")
             else:
                 await self._commit(connection)
-            return fenced
+            return unmatched
 
     async def _commit(self, connection: asyncpg.Connection) -> None:
         try:
@@ -287,6 +295,32 @@ class IngestConnection:
                 await connection.execute("ROLLBACK", timeout=5)
         except (*_BROKEN, asyncpg.PostgresError):
             self._slot.discard()
+
+
+async def mismatch(connection: asyncpg.Connection, writer: OpenedWriter) -> Mismatch:
+    """Return why the row of a writer did not match."""
+    return (await _mismatches(connection, {0: writer}))[0]
+
+
+async def _mismatches(
+    connection: asyncpg.Connection, unmatched: Mapping[int, WriterAdvance | OpenedWriter]
+) -> dict[int, Mismatch]:
+    """Return why the rows of these writers did not match, by place.
+
+    Only a newer epoch says that somebody else is in charge. A watermark that is not
+    where the stream left it says that the database is another one: a standby that was
+    promoted before it had everything, or a backup. It is not looked at: even if the
+    row holds this very flush, whoever opens the writer again learns that it does.
+    """
+    rows = await connection.fetch(
+        _SQL["newer_epochs"],
+        list(unmatched),
+        [writer.run_id for writer in unmatched.values()],
+        [writer.writer_id for writer in unmatched.values()],
+        [writer.epoch for writer in unmatched.values()],
+    )
+    fenced = {row["place"] for row in rows}
+    return {place: Mismatch.FENCED if place in fenced else Mismatch.BEHIND for place in unmatched}
 
 
 async def sliced(pieces: Sequence[memoryview]) -> AsyncIterator[memoryview]:

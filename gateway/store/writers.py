@@ -12,9 +12,9 @@ from uuid import UUID
 import asyncpg
 
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.domain.flush import Counters, OpenedWriter, OpenRequest, SummaryRows
+from gateway.domain.flush import Counters, Mismatch, OpenedWriter, OpenRequest, SummaryRows
 from gateway.store.connections import Database
-from gateway.store.flush_transaction import IngestConnection
+from gateway.store.flush_transaction import IngestConnection, mismatch
 from gateway.store.queries import load
 from gateway.store.rejections import samples_from_json
 
@@ -108,31 +108,21 @@ class WriterStore:
             ),
         )
 
-    async def finish_writer(self, writer: OpenedWriter, last_sequence: int) -> bool:
-        """Mark a writer finished; False when its epoch or watermark moved. Idempotent."""
-        async with self._database.query() as connection:
-            return bool(
-                await connection.fetchval(
-                    _SQL["finish_writer"],
-                    writer.run_id,
-                    writer.writer_id,
-                    writer.epoch,
-                    last_sequence,
-                )
-            )
+    async def finish_writer(self, writer: OpenedWriter, last_sequence: int) -> Mismatch | None:
+        """Mark a writer finished, unless its epoch or watermark moved. Idempotent."""
+        return await self._update(_SQL["finish_writer"], writer, last_sequence)
 
-    async def resync_writer(self, writer: OpenedWriter, first_sequence: int) -> bool:
-        """Move a watermark forward over lost records; False when the epoch moved."""
+    async def resync_writer(self, writer: OpenedWriter, first_sequence: int) -> Mismatch | None:
+        """Move a watermark forward over lost records, unless the epoch moved."""
+        return await self._update(_SQL["resync_writer"], writer, first_sequence)
+
+    async def _update(self, sql: str, writer: OpenedWriter, sequence: int) -> Mismatch | None:
         async with self._database.query() as connection:
-            return bool(
-                await connection.fetchval(
-                    _SQL["resync_writer"],
-                    writer.run_id,
-                    writer.writer_id,
-                    writer.epoch,
-                    first_sequence,
-                )
-            )
+            if await connection.fetchval(
+                sql, writer.run_id, writer.writer_id, writer.epoch, sequence
+            ):
+                return None
+            return await mismatch(connection, writer)
 
     async def touch_runs(self, run_ids: Sequence[UUID]) -> None:
         """Note that the runs are alive; `run_ids` ascending."""

@@ -246,6 +246,53 @@ async def test_a_zombie_of_another_gateway_is_fenced_at_its_flush_and_alone(
     assert await bench.points(run_id) == [("k0", 1, 1.0)]
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "UPDATE writers SET committed_sequence = 1 WHERE run_id = $1 AND rank = 0",
+        "UPDATE writers SET epoch = epoch - 1 WHERE run_id = $1 AND rank = 0",
+        "DELETE FROM writers WHERE run_id = $1 AND rank = 0",
+    ],
+    ids=["commits", "the open", "the writer"],
+)
+async def test_a_stream_that_the_store_lost_commits_of_opens_again_and_alone(
+    bench: Bench, loss: str
+) -> None:
+    """After a failover to a standby that lacked the last commits, nobody is fenced."""
+    run_id = await bench.run()
+    request = _request(run_id)
+    stream = await bench.open(request)
+    bystander = await bench.open(_request(run_id, rank=1))
+    for sequence in (1, 2):
+        stream.send(sequence, [(0, sequence, _START, 1.0)])
+        await stream.acknowledged(sequence)
+    await bench.admin.execute(loss, run_id)
+    stream.send(3, [(0, 3, _START, 3.0)])
+    bystander.send(1, [(1, 1, _START, 1.0)])
+    await bystander.acknowledged(1)
+    error = await stream.ended()
+    assert error is not None
+    assert error.reason is Reason.STORE_UNAVAILABLE
+    bench.engine.leave(stream.session)
+    again = await bench.open(request)
+    if again.session.committed_sequence < 2:
+        await bench.engine.resync(again.session, 3)
+    again.send(3, [(0, 3, _START, 3.0)])
+    await again.acknowledged(3)
+    assert ("k0", 3, 3.0) in await bench.points(run_id)
+
+
+async def test_a_finish_that_the_store_lost_commits_of_opens_again(bench: Bench) -> None:
+    stream = await bench.open(_request(await bench.run()))
+    stream.send(1, [(0, 1, _START, 1.0)])
+    await stream.acknowledged(1)
+    await bench.admin.execute("UPDATE writers SET committed_sequence = 0")
+    stream.session.finish(1)
+    with pytest.raises(HeadraceError) as caught:
+        await bench.engine.finish(stream.session)
+    assert caught.value.reason is Reason.STORE_UNAVAILABLE
+
+
 async def test_a_reopened_writer_goes_on_with_its_counters_and_summary(bench: Bench) -> None:
     run_id = await bench.run()
     request = _request(run_id)

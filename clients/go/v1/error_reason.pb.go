@@ -106,7 +106,8 @@ const (
 	// The gateway or its database cannot take the call now. UNAVAILABLE with
 	// RetryInfo; retry later.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 23
-	// The gateway cannot reach its database. UNAVAILABLE; retry later.
+	// The gateway cannot reach its database, or finds it behind what a stream
+	// committed (a failover, a restored backup). UNAVAILABLE; retry later.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 24
 	// The gateway is shutting down. UNAVAILABLE; retry later, elsewhere.
 	ErrorReason_ERROR_REASON_DRAINING ErrorReason = 25

@@ -1048,7 +1048,8 @@ pub enum ErrorReason {
     /// The gateway or its database cannot take the call now. UNAVAILABLE with
     /// RetryInfo; retry later.
     Overloaded = 23,
-    /// The gateway cannot reach its database. UNAVAILABLE; retry later.
+    /// The gateway cannot reach its database, or finds it behind what a stream
+    /// committed (a failover, a restored backup). UNAVAILABLE; retry later.
     StoreUnavailable = 24,
     /// The gateway is shutting down. UNAVAILABLE; retry later, elsewhere.
     Draining = 25,

@@ -8,7 +8,7 @@
 -- begun says whether this stream is the first of its attempt, and the newest attempt makes
 -- an ended run go on.
 WITH run AS MATERIALIZED (
-    -- The lock keeps a purge away until the writer is there to be fenced, and waits for whoever
+    -- The lock keeps a purge away until the writer is there to be deleted, and waits for whoever
     -- ends the run just now: the row is as they left it, which the statement's snapshot is not.
     SELECT run_id, state, late_policy, purged_at IS NOT NULL AS purged
     FROM runs
@@ -86,7 +86,7 @@ JOIN series s ON s.run_id = u.run_id AND s.key = u.key AND s.rank = u.rank;
 SELECT count(*) FROM (SELECT FROM series WHERE run_id = $1 LIMIT $2) AS limited;
 
 -- name: insert_series
--- None for a run that is purged: its streams are about to be fenced.
+-- None for a run that is purged: its streams are about to end.
 INSERT INTO series (run_id, rank, key)
 SELECT u.run_id, u.rank, u.key
 FROM unnest($1::uuid[], $2::integer[], $3::text[]) AS u(run_id, rank, key)
@@ -109,6 +109,13 @@ FROM unnest($1::integer[], $2::uuid[], $3::uuid[], $4::bigint[], $5::bigint[], $
 WHERE w.run_id = u.run_id AND w.writer_id = u.writer_id
   AND w.epoch = u.epoch AND w.committed_sequence = u.first_sequence - 1 AND w.finished_at IS NULL
 RETURNING u.place;
+
+-- name: newer_epochs
+-- $1 places of writers, $2 their runs, $3 their ids, $4 the epochs of their streams.
+SELECT u.place
+FROM unnest($1::integer[], $2::uuid[], $3::uuid[], $4::bigint[]) AS u(place, run_id, writer_id, epoch)
+JOIN writers w ON w.run_id = u.run_id AND w.writer_id = u.writer_id
+WHERE w.epoch > u.epoch;
 
 -- name: store_summaries
 INSERT INTO writer_summaries AS s (run_id, writer_no, block, series_ids, point_counts, last_steps,

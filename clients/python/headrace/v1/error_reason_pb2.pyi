@@ -112,7 +112,9 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     RetryInfo; retry later.
     """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 24
-    """The gateway cannot reach its database. UNAVAILABLE; retry later."""
+    """The gateway cannot reach its database, or finds it behind what a stream
+    committed (a failover, a restored backup). UNAVAILABLE; retry later.
+    """
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 25
     """The gateway is shutting down. UNAVAILABLE; retry later, elsewhere."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 26
@@ -328,7 +330,9 @@ ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 23
 RetryInfo; retry later.
 """
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 24
-"""The gateway cannot reach its database. UNAVAILABLE; retry later."""
+"""The gateway cannot reach its database, or finds it behind what a stream
+committed (a failover, a restored backup). UNAVAILABLE; retry later.
+"""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 25
 """The gateway is shutting down. UNAVAILABLE; retry later, elsewhere."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 26

@@ -219,7 +219,8 @@ export enum ErrorReason {
   OVERLOADED = 23,
 
   /**
-   * The gateway cannot reach its database. UNAVAILABLE; retry later.
+   * The gateway cannot reach its database, or finds it behind what a stream
+   * committed (a failover, a restored backup). UNAVAILABLE; retry later.
    *
    * @generated from enum value: ERROR_REASON_STORE_UNAVAILABLE = 24;
    */
