@@ -199,5 +199,9 @@ class FlushUnavailableError(Exception):
     """The store cannot commit now; nothing of the flush is committed. Repeat it later."""
 
 
+class FlushUnexplainedError(FlushUnavailableError):
+    """The store failed in a way that is no known condition of it; a writer's content may be why."""
+
+
 class FlushAmbiguousError(Exception):
     """The connection broke during COMMIT: the flush may be committed or not."""

@@ -4,9 +4,11 @@ One writer task owns one database connection for life. What it guarantees:
 
 1. A session is told `committed` only after the transaction that holds its batches
    committed, or was found committed after an ambiguous COMMIT.
-2. Every session of a failed flush learns its own fate: fenced sessions leave it,
-   content that the store refuses is isolated writer by writer and then batch by
-   batch, and everything else waits until the store takes it.
+2. Every session of a failed flush learns its own fate: one that is fenced, or whose
+   commits the store has lost, leaves it; content that the store refuses is isolated
+   writer by writer and then batch by batch; what fails for no known reason is tried
+   writer by writer and ends the one that fails alone; everything else waits until the
+   store takes it.
 3. It is never cancelled by a call's end. Streams stall while the store is away.
 """
 
@@ -14,7 +16,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -26,6 +28,7 @@ from gateway.domain.flush import (
     FlushConflictError,
     FlushDataError,
     FlushUnavailableError,
+    FlushUnexplainedError,
     LateMarks,
     Mismatch,
     WriterAdvance,
@@ -37,7 +40,9 @@ from gateway.telemetry import METRICS
 
 _LOG = structlog.get_logger(__name__)
 
-_REFUSED_DETAIL = "the database refused the content of the batch that carried these points"
+_UNEXPLAINED_MAX: Final = 5
+"""Failures in a row for no known reason, about a second, until a flush is taken apart."""
+_REFUSED_DETAIL: Final = "the database refused the content of the batch that carried these points"
 
 
 class FlushConnection(Protocol):
@@ -80,7 +85,7 @@ class Writer:
     async def flush(self, portions: Sequence[Portion]) -> None:
         """Store the portions; returns when each is committed or its session has ended."""
         started = time.perf_counter()
-        failures = 0
+        failures = unexplained = 0
         remaining = list(portions)
         while remaining:
             try:
@@ -96,12 +101,22 @@ class Writer:
                 await self._sleep(random.random() * 0.02)
             except FlushUnavailableError as error:
                 failures += 1
+                unexplained = unexplained + 1 if isinstance(error, FlushUnexplainedError) else 0
                 METRICS.flush_retries.labels(cause="unavailable").inc()
                 if failures in {1, 10} or failures % 100 == 0:
                     _LOG.warning(
                         "store unavailable; streams wait", tries=failures, error=str(error)
                     )
+                if unexplained == _UNEXPLAINED_MAX:
+                    _LOG.error("flush taken apart", writers=len(remaining), error=str(error))
+                    await self._take_apart(remaining)
+                    return
                 await self._sleep(retry_delay_s(failures))
+            except Exception:
+                METRICS.flush_retries.labels(cause="defect").inc()
+                _LOG.exception("flush failed by a defect of the gateway", writers=len(remaining))
+                await self._take_apart(remaining)
+                return
             else:
                 if not unmatched:
                     self._finish(encoded, remaining, time.perf_counter() - started)
@@ -155,6 +170,18 @@ class Writer:
             if committed:
                 return {}
             raise FlushConflictError("the ambiguous commit did not happen")
+
+    async def _take_apart(self, portions: Sequence[Portion]) -> None:
+        """Flush writer by writer what nobody can explain; end the writer that fails alone.
+
+        Nothing is rejected: its client keeps what is not committed and comes back.
+        """
+        if len(portions) > 1:
+            for portion in portions:
+                await self.flush([portion])
+            return
+        message = "the gateway failed to store a batch; see its log"
+        self._ended(portions[0], HeadraceError(Reason.INTERNAL, message))
 
     async def _isolate(self, portions: Sequence[Portion]) -> None:
         """Store refused content apart: writer by writer, then batch by batch."""

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
-from gateway.domain.errors import StoreUnavailableError
+from gateway.domain.errors import HeadraceError
 from gateway.domain.flush import (
     CHUNK_COLUMNS,
     EncodedFlush,
@@ -21,6 +21,7 @@ from gateway.domain.flush import (
     FlushConflictError,
     FlushDataError,
     FlushUnavailableError,
+    FlushUnexplainedError,
     LateMarks,
     Mismatch,
     OpenedWriter,
@@ -41,6 +42,13 @@ _METADATA_SQL: Final = load("metadata")
 _COPY_PIECE_BYTES: Final = 512 * 1024
 _UNSEEN: Final = -(2**63)
 _BROKEN = (*CONNECTION_LOST, TimeoutError)
+
+# Classes of SQLSTATE. Cardinality, data, constraints, limits of a row or a statement: what
+# was to be written is at fault.
+_CONTENT: Final = frozenset({"21", "22", "23", "54"})
+# The connection, read-only, rolled back, resources, not in a state to, an operator, the
+# system: the database is at fault, for a while.
+_CONDITION: Final = frozenset({"08", "25", "40", "53", "55", "57", "58"})
 
 
 class IngestConnection:
@@ -266,7 +274,7 @@ class IngestConnection:
         """Lend the connection; translate errors and leave no open transaction behind."""
         try:
             connection = await self._slot.ensure()
-        except StoreUnavailableError as error:
+        except HeadraceError as error:
             raise FlushUnavailableError(error.message) from error
         try:
             yield connection
@@ -280,9 +288,11 @@ class IngestConnection:
             state = error.sqlstate or ""
             if state in {"40P01", "40001"}:
                 raise FlushConflictError(str(error)) from error
-            if state[:2] in {"22", "23"}:
+            if state[:2] in _CONTENT:
                 raise FlushDataError(str(error)) from error
-            raise FlushUnavailableError(f"SQLSTATE {state}: {error}") from error
+            known = state[:2] in _CONDITION
+            failure = FlushUnavailableError if known else FlushUnexplainedError
+            raise failure(f"SQLSTATE {state}: {error}") from error
         except BaseException:
             # A defect, or a forced stop in the middle: what the connection is
             # doing is unknown, so it goes.

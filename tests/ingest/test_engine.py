@@ -17,6 +17,7 @@ from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.flush import OpenRequest
 from gateway.domain.identity import ANONYMOUS, set_identity
 from gateway.domain.limits import CHUNK_POINTS_MAX, CHUNK_POINTS_MAX_IRREGULAR
+from gateway.domain.metadata import TAG_CHARACTERS_MAX, Tag
 from gateway.ingest.engine import (
     _SMALL_POINTS,
     _SMALL_SESSIONS,
@@ -360,6 +361,63 @@ async def test_a_broken_connection_delays_a_flush_and_loses_nothing(bench: Bench
             stream.send(sent, [(0, sent, _START, float(sent))])
         await stream.acknowledged(sent)
     assert await bench.points(run_id) == [("k0", n, float(n)) for n in range(1, sent + 1)]
+
+
+async def test_content_beyond_a_limit_of_the_store_is_rejected_by_name(bench: Bench) -> None:
+    await bench.admin.execute("CREATE INDEX ON run_tags (value)")  # of entries up to 2,704 bytes
+    stream = await bench.open(_request(await bench.run()))
+    bystander = await bench.open(_request(await bench.run()))
+    text = random.Random(1).randbytes(TAG_CHARACTERS_MAX // 2).hex()
+    bench.engine.admit(
+        stream.session, replace(batch(1, []), metadata=(Tag(key="long", value=text),))
+    )
+    bystander.send(1, [(0, 1, _START, 1.0)])
+    await bystander.acknowledged(1)
+    await stream.acknowledged(1)
+    assert stream.session.counters.rejected_entries == 1
+    (sample,) = stream.session.take_ack() or ()
+    assert sample.reason is Reason.STORE_REFUSED
+
+
+async def test_what_fails_for_no_known_reason_fails_alone_and_is_not_rejected(
+    bench: Bench,
+) -> None:
+    await bench.admin.execute(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE 'invalid page' USING ERRCODE = 'XX001'; END $$;"
+        "CREATE TRIGGER fail BEFORE INSERT ON metric_chunks FOR EACH ROW"
+        " WHEN (NEW.max_value = 666) EXECUTE FUNCTION fail()"
+    )
+    run_id = await bench.run()
+    request = _request(run_id)
+    stream = await bench.open(request)
+    bystander = await bench.open(_request(run_id, rank=1))
+    stream.send(1, [(0, 1, _START, 666.0)])
+    bystander.send(1, [(0, 1, _START, 1.0)])
+    await bystander.acknowledged(1)
+    error = await stream.ended()
+    assert error is not None
+    assert error.reason is Reason.INTERNAL
+    await bench.admin.execute("DROP TRIGGER fail ON metric_chunks")
+    again = await bench.open(request)
+    again.send(1, [(0, 1, _START, 666.0)])
+    await again.acknowledged(1)
+    assert again.session.counters.accepted_points == 1
+
+
+async def test_a_defect_that_one_writer_meets_ends_its_stream_alone(bench: Bench) -> None:
+    run_id = await bench.run()
+    stream = await bench.open(_request(run_id))
+    bystander = await bench.open(_request(run_id, rank=1))
+    impossible = batch(2**63, [(0, 1, _START, 1.0)])  # past what `admit` would let through
+    stream.session.pending.append(impossible)
+    bench.engine._budget.admit(impossible.size_bytes)
+    bench.engine._coalescer.admitted(stream.session, 1)
+    bystander.send(1, [(0, 1, _START, 1.0)])
+    await bystander.acknowledged(1)
+    error = await stream.ended()
+    assert error is not None
+    assert error.reason is Reason.INTERNAL
 
 
 async def test_open_refuses_what_cannot_be_written_to(bench: Bench) -> None:
