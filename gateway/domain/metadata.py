@@ -21,6 +21,9 @@ TAG_CHARACTERS_MAX: Final = 8_000
 TEXT_CHARACTERS_MAX: Final = 65_535
 DATASET_NAME_CHARACTERS_MAX: Final = 500
 DATASET_DIGEST_CHARACTERS_MAX: Final = 64
+DATASET_IDENTITY_BYTES_MAX: Final = 2_600
+"""UTF-8 of a dataset's name, digest and context together, which are one entry of an index:
+PostgreSQL's limit is 2,704, of which the run, headers and alignment take up to 60."""
 
 PROTECTED_TAG: Final = "headrace.protected"
 """A run with this tag is neither deleted nor cleaned up, whatever the tag's value."""
@@ -95,7 +98,8 @@ class Refusal:
     Attributes:
         place: whose entry it is: the caller's number.
         reason, key, field, detail: as in Rejection of metric_service.proto.
-        current, value: what a param is and was to be; for the ErrorInfo of a failed call.
+        current, value, limit: what a param is and was to be, or what exceeds which limit;
+            for the ErrorInfo of a failed call.
     """
 
     place: int
@@ -105,6 +109,7 @@ class Refusal:
     detail: str
     current: str | None = None
     value: str | None = None
+    limit: int | None = None
 
     def error(self) -> HeadraceError:
         """Return the error of a call that fails with it."""
@@ -113,6 +118,7 @@ class Refusal:
             self.detail,
             field=self.field,
             value=self.value,
+            limit=self.limit,
             key=self.key,
             current=self.current,
         )
@@ -206,19 +212,16 @@ def fault(entry: Entry, place: int = 0) -> Refusal | None:  # noqa: PLR0911 - on
                     field="dataset.name",
                     detail="dataset.name is required",
                 )
-            return _text_fault(
-                entry.name,
-                [
-                    ("dataset.name", entry.name, DATASET_NAME_CHARACTERS_MAX),
-                    ("dataset.digest", entry.digest, DATASET_DIGEST_CHARACTERS_MAX),
-                    ("dataset.context", entry.context, KEY_CHARACTERS_MAX),
-                    ("dataset.source_type", entry.source_type, KEY_CHARACTERS_MAX),
-                    ("dataset.source", entry.source, TEXT_CHARACTERS_MAX),
-                    ("dataset.schema", entry.schema, TEXT_CHARACTERS_MAX),
-                    ("dataset.profile", entry.profile, TEXT_CHARACTERS_MAX),
-                ],
-                place,
-            )
+            texts = [
+                ("dataset.name", entry.name, DATASET_NAME_CHARACTERS_MAX),
+                ("dataset.digest", entry.digest, DATASET_DIGEST_CHARACTERS_MAX),
+                ("dataset.context", entry.context, KEY_CHARACTERS_MAX),
+                ("dataset.source_type", entry.source_type, KEY_CHARACTERS_MAX),
+                ("dataset.source", entry.source, TEXT_CHARACTERS_MAX),
+                ("dataset.schema", entry.schema, TEXT_CHARACTERS_MAX),
+                ("dataset.profile", entry.profile, TEXT_CHARACTERS_MAX),
+            ]
+            return _text_fault(entry.name, texts, place) or _identity_fault(entry, place)
         case Unknown():
             return Refusal(
                 place=place,
@@ -256,6 +259,22 @@ def _text_fault(key: str, texts: list[tuple[str, str, int]], place: int) -> Refu
         if detail is not None:
             return Refusal(place=place, reason=reason, key=_shown(key), field=name, detail=detail)
     return None
+
+
+def _identity_fault(entry: DatasetInput, place: int) -> Refusal | None:
+    size_bytes = len((entry.name + entry.digest + entry.context).encode())
+    if size_bytes <= DATASET_IDENTITY_BYTES_MAX:
+        return None
+    return Refusal(
+        place=place,
+        reason=Reason.FIELD_INVALID,
+        key=_shown(entry.name),
+        field="dataset",
+        detail=f"dataset.name, digest and context have {size_bytes} bytes in UTF-8 together, "
+        f"more than {DATASET_IDENTITY_BYTES_MAX}",
+        value=str(size_bytes),
+        limit=DATASET_IDENTITY_BYTES_MAX,
+    )
 
 
 def _shown(key: str) -> str:

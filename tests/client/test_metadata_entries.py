@@ -66,7 +66,7 @@ def test_a_message_of_metadata_is_what_the_generated_class_writes(
 def test_the_largest_entry_fits_a_record_and_a_record_fits_a_message() -> None:
     widest = "\U0010ffff"
     largest = entries.dataset(
-        name=500 * widest, digest=64 * widest, context=250 * widest, source_type=250 * widest,
+        name=500 * widest, digest=64 * widest, context=86 * widest, source_type=250 * widest,
         source=65_535 * widest, schema=65_535 * widest, profile=65_535 * widest,
     )  # fmt: skip
     assert len(largest) < METADATA_BYTES_MAX < MESSAGE_BYTES_MAX - 100
@@ -97,6 +97,7 @@ def test_records_keep_both_limits_and_lose_no_entry(
         (lambda: entries.notes("x" * 65_536), "65,535"),
         (lambda: entries.dataset(name=""), "no name"),
         (lambda: entries.dataset(name="d", digest="x" * 65), "digest of dataset 'd'"),
+        (lambda: entries.dataset(name=500 * "\U00020000", context=200 * "\u4e00" + "x"), "2,601 b"),
         (lambda: entries.summary_value([1, 2]), "list"),
     ],
 )

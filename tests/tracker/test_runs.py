@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import random
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +11,7 @@ import grpc
 import pytest
 from headrace.v1 import run_service_pb2 as pb
 
+from gateway.domain.metadata import DATASET_IDENTITY_BYTES_MAX
 from tests.tracker.conftest import Tracker, failure, param, tag
 
 
@@ -141,6 +143,15 @@ BAD_ENTRIES = [
         "LIMIT_EXCEEDED",
         "dataset.digest",
     ),
+    (
+        pb.MetadataEntry(
+            dataset=pb.DatasetInput(
+                name="\U00020000" * 500, digest="\U00020000" * 64, context="\U00020000" * 250
+            )
+        ),
+        "FIELD_INVALID",
+        "dataset",
+    ),
 ]
 
 
@@ -152,6 +163,22 @@ async def test_a_bad_entry_fails_its_call_whole(
     failed = await failure(tracker.write(run_id, param("good", "1"), entry))
     assert (failed.reason, failed.metadata["field"]) == (reason, field)
     assert not (await tracker.run(run_id)).params
+
+
+async def test_the_longest_identity_of_a_dataset_fits_its_index(tracker: Tracker) -> None:
+    letters = random.Random(1)  # what repeats would be compressed
+    name, digest, context = (
+        "".join(chr(letters.randrange(0x20000, 0x2A6D6)) for _ in range(length))
+        for length in (500, 64, DATASET_IDENTITY_BYTES_MAX // 4 - 564)
+    )
+    run_id = await tracker.create_run()
+    dataset = pb.DatasetInput(name=name, digest=digest, context=context)
+    await tracker.write(run_id, pb.MetadataEntry(dataset=dataset))
+    assert [item.name for item in (await tracker.run(run_id)).datasets] == [name]
+    dataset.context += "x"
+    failed = await failure(tracker.write(run_id, pb.MetadataEntry(dataset=dataset)))
+    assert failed.metadata["limit"] == str(DATASET_IDENTITY_BYTES_MAX)
+    assert failed.metadata["value"] == str(DATASET_IDENTITY_BYTES_MAX + 1)
 
 
 async def test_more_than_a_thousand_entries_are_refused(tracker: Tracker) -> None:

@@ -930,6 +930,7 @@ type DatasetInput struct {
 	// Identifies the content, for example a hash; at most 64 characters.
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// What it was used for, for example `training`; at most 250 characters.
+	// Name, digest and context have at most 2,600 bytes together.
 	Context string `protobuf:"bytes,3,opt,name=context,proto3" json:"context,omitempty"`
 	// The kind of source, for example `s3` or `local`; at most 250 characters.
 	SourceType string `protobuf:"bytes,4,opt,name=source_type,json=sourceType,proto3" json:"source_type,omitempty"`

@@ -39,6 +39,8 @@ TEXT_CHARACTERS_MAX: Final = 65_535
 
 DATASET_NAME_CHARACTERS_MAX: Final = 500
 DATASET_DIGEST_CHARACTERS_MAX: Final = 64
+DATASET_IDENTITY_BYTES_MAX: Final = 2_600
+"""UTF-8 of a dataset's name, digest and context together."""
 
 NAME_CHARACTERS_MAX: Final = 250
 """Characters in the name of a run or experiment."""

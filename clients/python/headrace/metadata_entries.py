@@ -12,6 +12,7 @@ from typing import Any, Final
 from headrace.errors import InvalidMetadataError
 from headrace.limits import (
     DATASET_DIGEST_CHARACTERS_MAX,
+    DATASET_IDENTITY_BYTES_MAX,
     DATASET_NAME_CHARACTERS_MAX,
     KEY_CHARACTERS_MAX,
     PARAM_CHARACTERS_MAX,
@@ -88,6 +89,12 @@ def dataset(  # one argument for each field of DatasetInput
         for number, what, text, limit in fields
         if text
     ]
+    identity_bytes = len((name + digest + context).encode())
+    if identity_bytes > DATASET_IDENTITY_BYTES_MAX:
+        raise InvalidMetadataError(
+            f"name, digest and context of dataset {_short(name)} have {identity_bytes:,} bytes "
+            f"together; the limit is {DATASET_IDENTITY_BYTES_MAX:,}"
+        )
     return _entry(6, b"".join(encoded))
 
 

@@ -1453,6 +1453,7 @@ pub struct DatasetInput {
     #[prost(string, tag = "2")]
     pub digest: ::prost::alloc::string::String,
     /// What it was used for, for example `training`; at most 250 characters.
+    /// Name, digest and context have at most 2,600 bytes together.
     #[prost(string, tag = "3")]
     pub context: ::prost::alloc::string::String,
     /// The kind of source, for example `s3` or `local`; at most 250 characters.

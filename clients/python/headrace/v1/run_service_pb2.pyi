@@ -492,7 +492,9 @@ class DatasetInput(google.protobuf.message.Message):
     digest: builtins.str
     """Identifies the content, for example a hash; at most 64 characters."""
     context: builtins.str
-    """What it was used for, for example `training`; at most 250 characters."""
+    """What it was used for, for example `training`; at most 250 characters.
+    Name, digest and context have at most 2,600 bytes together.
+    """
     source_type: builtins.str
     """The kind of source, for example `s3` or `local`; at most 250 characters."""
     source: builtins.str

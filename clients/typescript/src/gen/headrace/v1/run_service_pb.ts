@@ -450,6 +450,7 @@ export type DatasetInput = Message<"headrace.v1.DatasetInput"> & {
 
   /**
    * What it was used for, for example `training`; at most 250 characters.
+   * Name, digest and context have at most 2,600 bytes together.
    *
    * @generated from field: string context = 3;
    */
