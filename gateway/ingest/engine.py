@@ -314,6 +314,8 @@ class IngestEngine:
                     self._coalescer.release(portion.session)
                     if portion.session.ending is not None:
                         self._drop_pending(portion.session)
+                    elif portion.session.idle:
+                        portion.session.settled()
                     self._budget.release(portion.size_bytes)
                 if self._coalescer.ready:
                     self._wake_writer()

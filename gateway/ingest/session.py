@@ -259,6 +259,13 @@ class Session:
             self.end(None)
         self.on_change()
 
+    def settled(self) -> None:
+        """Note that it is idle: the flush which held it is over, maybe long after `committed`."""
+        if self.draining:
+            self.end(None)
+        else:
+            self.on_change()
+
     def report(self, samples: tuple[RejectionSample, ...]) -> None:
         """Note new samples of committed rejections."""
         self.rejections = (*self.rejections, *samples)[-REJECTION_SAMPLES_MAX:]

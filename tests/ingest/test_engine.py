@@ -420,6 +420,24 @@ async def test_a_defect_that_one_writer_meets_ends_its_stream_alone(bench: Bench
     assert error.reason is Reason.INTERNAL
 
 
+async def test_who_shared_an_isolated_flush_hears_when_it_is_over(bench: Bench) -> None:
+    await bench.admin.execute(
+        "ALTER TABLE metric_chunks ADD CONSTRAINT no_poison CHECK (max_value <> 666)"
+    )
+    run_id = await bench.run()
+    waiting, draining, poisoner = [
+        await bench.open(_request(run_id, rank=rank)) for rank in range(3)
+    ]
+    for stream, value in ((waiting, 1.0), (draining, 1.0), (poisoner, 666.0)):
+        stream.send(1, [(0, 1, _START, value)])
+    await draining.acknowledged(1)
+    assert draining.session.in_flight, "the poisoner is not through yet"
+    draining.session.drain()
+    await waiting.until(lambda: waiting.session.idle)
+    assert await draining.ended() is None
+    await poisoner.acknowledged(1)
+
+
 async def test_open_refuses_what_cannot_be_written_to(bench: Bench) -> None:
     run_id = await bench.run()
     request = _request(run_id, resume_step=100, attempt=2)
