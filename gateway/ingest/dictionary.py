@@ -107,6 +107,12 @@ class KeyDictionary:
         self.series_ids[index] = series_id
         self.positions[index] = position
 
+    def forget_unused(self) -> None:
+        """Forget the ids of keys that have no place in the summary yet."""
+        unused = (self.series_ids > 0) & (self.positions < 0)
+        self.series_ids[unused] = UNRESOLVED
+        self.unresolved += int(np.count_nonzero(unused))
+
     def _settle(self, index: int) -> None:
         if self.series_ids[index] == UNRESOLVED:
             self.unresolved -= 1

@@ -98,6 +98,7 @@ class Writer:
             except FlushConflictError:
                 failures += 1
                 METRICS.flush_retries.labels(cause="conflict").inc()
+                _doubt_new_series(remaining)
                 await self._sleep(random.random() * 0.02)
             except FlushUnavailableError as error:
                 failures += 1
@@ -107,6 +108,7 @@ class Writer:
                     _LOG.warning(
                         "store unavailable; streams wait", tries=failures, error=str(error)
                     )
+                _doubt_new_series(remaining)
                 if unexplained == _UNEXPLAINED_MAX:
                     _LOG.error("flush taken apart", writers=len(remaining), error=str(error))
                     await self._take_apart(remaining)
@@ -279,3 +281,12 @@ class Writer:
                 )
             else:
                 portion.session.resolve(index, series_id)
+
+
+def _doubt_new_series(portions: Sequence[Portion]) -> None:
+    """Have ids looked up again that no commit has used yet.
+
+    Their rows were committed before the flush: a failover between the two may have lost them.
+    """
+    for portion in portions:
+        portion.session.keys.forget_unused()

@@ -363,6 +363,27 @@ async def test_a_broken_connection_delays_a_flush_and_loses_nothing(bench: Bench
     assert await bench.points(run_id) == [("k0", n, float(n)) for n in range(1, sent + 1)]
 
 
+async def test_a_series_that_a_failover_lost_before_its_points_is_made_again(
+    bench: Bench,
+) -> None:
+    run_id = await bench.run()
+    stream = await bench.open(_request(run_id))
+    async with bench.admin.transaction():
+        await bench.admin.execute("LOCK TABLE metric_chunks IN ACCESS EXCLUSIVE MODE")
+        stream.send(1, [(0, 1, _START, 1.0)])
+        pid = await eventually_async(
+            lambda: bench.admin.fetchval(
+                "SELECT pid FROM pg_locks WHERE relation = 'metric_chunks'::regclass"
+                " AND NOT granted"
+            ),
+            "the flush waits to copy",
+        )
+        assert await bench.admin.fetchval("DELETE FROM series RETURNING 1")
+        await bench.admin.execute("SELECT pg_terminate_backend($1)", pid)
+    await stream.acknowledged(1)
+    assert await bench.points(run_id) == [("k0", 1, 1.0)]
+
+
 async def test_content_beyond_a_limit_of_the_store_is_rejected_by_name(bench: Bench) -> None:
     await bench.admin.execute("CREATE INDEX ON run_tags (value)")  # of entries up to 2,704 bytes
     stream = await bench.open(_request(await bench.run()))
