@@ -22,6 +22,9 @@ KEYS_MAX: Final = 100_000
 RESUME_EXEMPT_KEYS_MAX: Final = 1_000
 """Keys that a resume step does not hide."""
 
+SEQUENCE_MAX: Final = 2**63 - 1
+"""The number of a writer's last record: PostgreSQL's greatest bigint."""
+
 STEP_MIN: Final = -(2**62)
 STEP_MAX: Final = 2**62 - 1
 """Steps. The difference of any two fits int64."""

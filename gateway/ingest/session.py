@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
 from gateway.domain.flush import Mismatch, OpenedWriter, RejectionSample
-from gateway.domain.limits import BATCH_POINTS_MAX, REJECTION_SAMPLES_MAX
+from gateway.domain.limits import BATCH_POINTS_MAX, REJECTION_SAMPLES_MAX, SEQUENCE_MAX
 from gateway.domain.metadata import Entry
 from gateway.ingest.dictionary import KeyDictionary
 from gateway.ingest.summary import WriterSummary
@@ -140,8 +140,9 @@ class Session:
                 value=batch.record_count,
                 limit=1,
             )
-        if batch.last_sequence <= self._admitted_sequence and batch.first_sequence >= 1:
-            self._ack_due = self._ack_due or batch.last_sequence <= self.committed_sequence
+        last_sequence = batch.last_sequence
+        if last_sequence <= self._admitted_sequence and batch.first_sequence >= 1:
+            self._ack_due = self._ack_due or last_sequence <= self.committed_sequence
             return False
         self._refuse_after_finish()
         if batch.first_sequence != self._admitted_sequence + 1:
@@ -153,6 +154,8 @@ class Session:
                 value=batch.first_sequence,
                 limit=self._admitted_sequence + 1,
             )
+        if last_sequence > SEQUENCE_MAX:
+            raise _beyond_sequences("batch.record_count", last_sequence)
         points = len(batch.value)
         lengths = (len(batch.series_index), len(batch.step), len(batch.time), points)
         if lengths != (points,) * 4:
@@ -181,7 +184,7 @@ class Session:
                 value=undefined,
                 limit=self.keys.size,
             )
-        self._admitted_sequence = batch.last_sequence
+        self._admitted_sequence = last_sequence
         self.pending.append(batch)
         self.pending_bytes += batch.size_bytes
         return True
@@ -226,6 +229,8 @@ class Session:
                 value=first_sequence,
                 limit=self.committed_sequence + 2,
             )
+        if first_sequence > SEQUENCE_MAX:
+            raise _beyond_sequences("resync.first_sequence", first_sequence)
 
     def resynced(self, first_sequence: int) -> None:
         """Continue at `first_sequence`; the store has moved the watermark."""
@@ -334,3 +339,14 @@ class Session:
         """Return, once, whether the client has to be asked to move."""
         due, self._reconnect_due = self._reconnect_due, False
         return due
+
+
+def _beyond_sequences(field: str, sequence: int) -> HeadraceError:
+    return HeadraceError(
+        Reason.FIELD_INVALID,
+        f"{field} leads to record {sequence}; the last one that a writer can have is "
+        f"{SEQUENCE_MAX}",
+        field=field,
+        value=sequence,
+        limit=SEQUENCE_MAX,
+    )

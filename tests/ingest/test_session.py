@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.errors import HeadraceError, Reason
+from gateway.domain.limits import SEQUENCE_MAX
 from gateway.ingest.coalescer import Coalescer
 from gateway.ingest.session import Ending, Session
 from tests.ingest.streams import batch, session
@@ -88,6 +89,24 @@ def test_resync_only_goes_forward_and_only_first() -> None:
     assert owner.counters.lost_records == 8
     assert owner.admit(batch(9, [_POINT]))
     assert _refusal(owner.check_resync, 20).reason is Reason.SEQUENCE_GAP
+
+
+def test_no_record_is_beyond_what_the_store_can_count() -> None:
+    owner = session()
+    error = _refusal(owner.check_resync, SEQUENCE_MAX + 1)
+    assert (error.reason, error.metadata) == (
+        Reason.FIELD_INVALID,
+        {
+            "field": "resync.first_sequence",
+            "value": str(SEQUENCE_MAX + 1),
+            "limit": str(SEQUENCE_MAX),
+        },
+    )
+    owner.check_resync(SEQUENCE_MAX)
+    owner.resynced(SEQUENCE_MAX)
+    error = _refusal(owner.admit, batch(SEQUENCE_MAX, [_POINT], record_count=2))
+    assert (error.reason, error.metadata["field"]) == (Reason.FIELD_INVALID, "batch.record_count")
+    assert owner.admit(batch(SEQUENCE_MAX, [_POINT]))
 
 
 def test_a_draining_session_ends_when_everything_is_committed() -> None:

@@ -560,7 +560,8 @@ func (x *FinishWriter) GetLastSequence() uint64 {
 type Resync struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first record the client still has; the watermark becomes one less.
-	// Must be above the watermark. The records between are counted as lost.
+	// Must be above the watermark and below 2^63, as every record's number is.
+	// The records between are counted as lost.
 	FirstSequence uint64 `protobuf:"varint,1,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

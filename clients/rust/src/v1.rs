@@ -3108,7 +3108,8 @@ pub struct FinishWriter {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Resync {
     /// The first record the client still has; the watermark becomes one less.
-    /// Must be above the watermark. The records between are counted as lost.
+    /// Must be above the watermark and below 2^63, as every record's number is.
+    /// The records between are counted as lost.
     #[prost(uint64, tag = "1")]
     pub first_sequence: u64,
 }

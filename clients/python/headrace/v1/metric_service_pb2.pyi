@@ -301,7 +301,8 @@ class Resync(google.protobuf.message.Message):
     FIRST_SEQUENCE_FIELD_NUMBER: builtins.int
     first_sequence: builtins.int
     """The first record the client still has; the watermark becomes one less.
-    Must be above the watermark. The records between are counted as lost.
+    Must be above the watermark and below 2^63, as every record's number is.
+    The records between are counted as lost.
     """
     def __init__(
         self,

@@ -298,7 +298,8 @@ export const FinishWriterSchema: GenMessage<FinishWriter> = /*@__PURE__*/
 export type Resync = Message<"headrace.v1.Resync"> & {
   /**
    * The first record the client still has; the watermark becomes one less.
-   * Must be above the watermark. The records between are counted as lost.
+   * Must be above the watermark and below 2^63, as every record's number is.
+   * The records between are counted as lost.
    *
    * @generated from field: uint64 first_sequence = 1;
    */
