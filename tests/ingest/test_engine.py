@@ -502,6 +502,23 @@ async def test_a_new_attempt_restarts_a_run_that_somebody_ends_just_then(
     assert (found["state"], found["ended_at"]) == (1, None)
 
 
+async def test_a_restarted_run_has_a_lease_before_its_first_heartbeat(bench: Bench) -> None:
+    """A gateway that dies just after must not leave it RUNNING for ever."""
+    run_id = await bench.run()
+    await bench.open(_request(run_id))
+    await bench.admin.execute("UPDATE runs SET state = 2, ended_at = now()")
+    await bench.admin.execute(
+        "INSERT INTO run_heartbeats (run_id, heartbeat_at, live)"
+        " VALUES ($1, now() - interval '1 day', false)",
+        run_id,
+    )
+    await bench.open(_request(run_id, attempt=2))
+    heard = await bench.admin.fetchrow(
+        "SELECT live, now() - heartbeat_at < interval '1 minute' AS lately FROM run_heartbeats"
+    )
+    assert tuple(heard) == (True, True)
+
+
 async def test_a_refusal_that_a_purge_has_overtaken_names_it(bench: Bench) -> None:
     async with bench.database.query() as connection:
         refusal = await _open_refusal(connection, _request(await bench.run()))

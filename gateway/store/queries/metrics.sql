@@ -32,6 +32,12 @@ WITH run AS MATERIALIZED (
     FROM run
     WHERE r.run_id = run.run_id AND run.state <> 1 AND EXISTS (SELECT FROM begun)
         AND NOT EXISTS (SELECT FROM attempts a WHERE a.run_id = $1 AND a.attempt > $6)
+    RETURNING r.run_id
+), heard_of AS (
+    -- After the run's row, as everywhere: should the gateway die now, the run has a lease that ends.
+    INSERT INTO run_heartbeats (run_id, heartbeat_at)
+    SELECT run_id, now() FROM restarted
+    ON CONFLICT (run_id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, live = true
 )
 SELECT run.late_policy, run.purged, EXISTS (SELECT FROM begun) AS begun, opened.*
 FROM run LEFT JOIN opened ON true;
