@@ -133,24 +133,25 @@ class WriterStore:
 
 async def _agree_on_resume_step(connection: asyncpg.Connection, request: OpenRequest) -> None:
     """Announce the resume step of an attempt that began without one, or compare it."""
-    known = await connection.fetchrow(_SQL["get_attempt"], request.run_id, request.attempt)
-    if known["resume_step"] is None:
-        await connection.execute(
-            _SQL["announce_resume_step"],
-            request.run_id,
-            request.attempt,
-            request.resume_step,
-            list(request.resume_exempt_keys),
-        )
-    elif known["resume_step"] != request.resume_step:
+    if await connection.fetchval(
+        _SQL["announce_resume_step"],
+        request.run_id,
+        request.attempt,
+        request.resume_step,
+        list(request.resume_exempt_keys),
+    ):
+        return
+    # Another rank announced one, maybe while this statement waited for it.
+    announced = await connection.fetchval(_SQL["get_attempt"], request.run_id, request.attempt)
+    if announced != request.resume_step:
         raise HeadraceError(
             Reason.RESUME_STEP_MISMATCH,
             f"attempt {request.attempt} of run {request.run_id.hex} resumes at step "
-            f"{known['resume_step']} for one writer and at {request.resume_step} for this one; "
+            f"{announced} for one writer and at {request.resume_step} for this one; "
             "all ranks of an attempt must restore the same checkpoint",
             field="open.resume_step",
             value=request.resume_step,
-            announced=known["resume_step"],
+            announced=announced,
         )
 
 

@@ -27,7 +27,7 @@ from gateway.ingest.engine import (
 from gateway.ingest.session import Session
 from gateway.rpc.metric_write import MetricWriteService
 from gateway.store.connections import Database
-from gateway.store.writers import WriterStore, _open_refusal
+from gateway.store.writers import WriterStore, _agree_on_resume_step, _open_refusal
 from tests.ingest.streams import Point, batch
 from tests.support.waiting import eventually_async
 
@@ -517,6 +517,32 @@ async def test_a_restarted_run_has_a_lease_before_its_first_heartbeat(bench: Ben
         "SELECT live, now() - heartbeat_at < interval '1 minute' AS lately FROM run_heartbeats"
     )
     assert tuple(heard) == (True, True)
+
+
+async def test_of_two_ranks_that_announce_steps_at_once_the_second_is_told(
+    bench: Bench, database_dsn: str
+) -> None:
+    run_id = await bench.run()
+    await bench.open(_request(run_id, attempt=2))
+    other = await asyncpg.connect(database_dsn)
+    async with bench.database.query() as connection:
+        async with other.transaction():
+            await other.execute("UPDATE attempts SET resume_step = 100 WHERE run_id = $1", run_id)
+            # Both have seen that there is an attempt without one.
+            request = _request(run_id, attempt=2, rank=1, resume_step=90)
+            agreeing = asyncio.create_task(_agree_on_resume_step(connection, request))
+            await eventually_async(
+                lambda: bench.admin.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                ),
+                "the second waits for the attempt's row",
+            )
+        with pytest.raises(HeadraceError) as caught:
+            await agreeing
+    await other.close()
+    assert caught.value.reason is Reason.RESUME_STEP_MISMATCH
+    assert caught.value.metadata["announced"] == "100"
 
 
 async def test_a_refusal_that_a_purge_has_overtaken_names_it(bench: Bench) -> None:

@@ -43,11 +43,12 @@ SELECT run.late_policy, run.purged, EXISTS (SELECT FROM begun) AS begun, opened.
 FROM run LEFT JOIN opened ON true;
 
 -- name: get_attempt
-SELECT resume_step, resume_exempt_keys FROM attempts WHERE run_id = $1 AND attempt = $2;
+SELECT resume_step FROM attempts WHERE run_id = $1 AND attempt = $2;
 
 -- name: announce_resume_step
 UPDATE attempts SET resume_step = $3, resume_exempt_keys = $4
-WHERE run_id = $1 AND attempt = $2 AND resume_step IS NULL;
+WHERE run_id = $1 AND attempt = $2 AND resume_step IS NULL
+RETURNING true;
 
 -- name: get_writer
 SELECT incarnation, rank, attempt FROM writers WHERE run_id = $1 AND writer_id = $2;
