@@ -369,11 +369,11 @@ async def test_a_series_that_a_failover_lost_before_its_points_is_made_again(
     run_id = await bench.run()
     stream = await bench.open(_request(run_id))
     async with bench.admin.transaction():
-        await bench.admin.execute("LOCK TABLE metric_chunks IN ACCESS EXCLUSIVE MODE")
+        await bench.admin.execute("LOCK TABLE loose_chunks IN ACCESS EXCLUSIVE MODE")
         stream.send(1, [(0, 1, _START, 1.0)])
         pid = await eventually_async(
             lambda: bench.admin.fetchval(
-                "SELECT pid FROM pg_locks WHERE relation = 'metric_chunks'::regclass"
+                "SELECT pid FROM pg_locks WHERE relation = 'loose_chunks'::regclass"
                 " AND NOT granted"
             ),
             "the flush waits to copy",
@@ -443,7 +443,7 @@ async def test_a_defect_that_one_writer_meets_ends_its_stream_alone(bench: Bench
 
 async def test_who_shared_an_isolated_flush_hears_when_it_is_over(bench: Bench) -> None:
     await bench.admin.execute(
-        "ALTER TABLE metric_chunks ADD CONSTRAINT no_poison CHECK (max_value <> 666)"
+        "ALTER TABLE loose_chunks ADD CONSTRAINT no_poison CHECK (max_value <> 666)"
     )
     run_id = await bench.run()
     waiting, draining, poisoner = [
