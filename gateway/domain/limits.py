@@ -19,6 +19,10 @@ KEY_CHARACTERS_MAX: Final = 250
 KEYS_MAX: Final = 100_000
 """Key indexes of a writer, and series of a run and rank."""
 
+KEY_BYTES_MAX: Final = 33_554_432
+"""Bytes of UTF-8 in all keys that one stream defines: 100,000 keys of 250 characters
+of ASCII, and a third more."""
+
 RESUME_EXEMPT_KEYS_MAX: Final = 1_000
 """Keys that a resume step does not hide."""
 

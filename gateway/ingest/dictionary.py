@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.domain.limits import KEY_CHARACTERS_MAX, KEYS_MAX
+from gateway.domain.limits import KEY_BYTES_MAX, KEY_CHARACTERS_MAX, KEYS_MAX
 
 UNDEFINED: Final = -2
 REFUSED: Final = -1
@@ -33,9 +33,10 @@ class KeyDictionary:
 
     __slots__ = (
         "_by_key",
+        "_defined",
+        "_key_bytes",
         "_keys",
         "_refusals",
-        "key_bytes",
         "positions",
         "series_ids",
         "size",
@@ -45,12 +46,13 @@ class KeyDictionary:
     def __init__(self) -> None:
         self._keys: list[str | None] = []
         self._by_key: dict[str, int] = {}
+        self._defined = 0
+        self._key_bytes = 0
         self._refusals: dict[int, tuple[Reason, str]] = {}
         self.series_ids: NDArray[np.int64] = np.full(_FIRST_SIZE, UNDEFINED, np.int64)
         self.positions: NDArray[np.int32] = np.full(_FIRST_SIZE, -1, np.int32)
         self.size = 0
         self.unresolved = 0
-        self.key_bytes = 0
 
     def define(self, index: int, key: str) -> None:
         """Define one index.
@@ -67,9 +69,10 @@ class KeyDictionary:
                 value=index,
                 limit=KEYS_MAX,
             )
+        kept = key[: KEY_CHARACTERS_MAX + 1]  # shows that a key is too long; the rest tells nothing
         known = self._keys[index] if index < self.size else None
         if known is not None:
-            if known != key:
+            if known != kept:
                 raise HeadraceError(
                     Reason.FIELD_INVALID,
                     f"keys.index {index} is {known[:80]!r} already and cannot become {key[:80]!r}",
@@ -77,19 +80,30 @@ class KeyDictionary:
                     value=key,
                 )
             return
-        if (other := self._by_key.get(key)) is not None:
+        if (other := self._by_key.get(kept)) is not None:
             raise HeadraceError(
                 Reason.FIELD_INVALID,
                 f"the key {key[:80]!r} has the index {other}; it cannot have {index} as well",
                 field="keys.index",
                 value=index,
             )
+        key_bytes = self._key_bytes + len(kept.encode())
+        if key_bytes > KEY_BYTES_MAX:
+            raise HeadraceError(
+                Reason.LIMIT_EXCEEDED,
+                f"the keys of a stream have at most {KEY_BYTES_MAX} bytes in all; "
+                f"with keys.index {index} they have {key_bytes}",
+                field="keys.key",
+                value=key_bytes,
+                limit=KEY_BYTES_MAX,
+            )
         self._grow(index + 1)
-        self._keys[index] = key
-        self._by_key[key] = index
-        self.key_bytes += len(key) + 64
+        self._keys[index] = kept
+        self._key_bytes = key_bytes
+        self._defined += 1
         fault = key_fault(key)
         if fault is None:
+            self._by_key[key] = index
             self.series_ids[index] = UNRESOLVED
             self.unresolved += 1
         else:
@@ -137,7 +151,7 @@ class KeyDictionary:
         greatest = int(indexes[indexes.argmax()])  # a third of what `max` takes
         if greatest >= self.size:
             return greatest
-        if len(self._by_key) == self.size:
+        if self._defined == self.size:
             return None
         holes = indexes[self.series_ids[indexes] == UNDEFINED]
         return int(holes[0]) if len(holes) else None

@@ -1,16 +1,19 @@
 """A session admits in sequence, discards duplicates, and refuses what breaks the contract."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.domain.limits import SEQUENCE_MAX
+from gateway.domain.limits import KEY_BYTES_MAX, SEQUENCE_MAX
 from gateway.ingest.coalescer import Coalescer
 from gateway.ingest.session import Ending, Session
 from tests.ingest.streams import batch, session
 
 _POINT = (0, 1, 1_700_000_000_000_000, 1.0)
+_WIDE = {ord("0") + digit: 0x1F680 + digit for digit in range(10)}  # of four bytes
 
 
 def _refusal(action: object, *arguments: object) -> HeadraceError:
@@ -66,6 +69,39 @@ def test_an_index_keeps_its_key() -> None:
     assert _refusal(owner.keys.define, 0, "other").reason is Reason.FIELD_INVALID
     assert _refusal(owner.keys.define, 1, "k0").reason is Reason.FIELD_INVALID
     assert _refusal(owner.keys.define, 100_000, "far").reason is Reason.LIMIT_EXCEEDED
+
+
+def test_a_key_that_is_too_long_is_refused_and_not_kept() -> None:
+    owner = session(1)
+    tracemalloc.start()
+    for index in range(1, 33):
+        owner.keys.define(index, "k" * 2**20 + str(index))
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 2**17
+    owner.keys.define(1, "k" * 2**20 + "1")  # what was defined may be said again
+    assert owner.keys.refusal(32) == (
+        Reason.KEY_INVALID,
+        "the key has 1048578 characters; the limit is 250",
+    )
+    # Nothing that is cut off is as long as a key may be.
+    owner.keys.define(33, "k" * 250)
+    assert _refusal(owner.keys.define, 33, "k" * 251).reason is Reason.FIELD_INVALID
+
+
+def test_the_keys_of_a_stream_are_bounded_in_bytes() -> None:
+    keys = session(0).keys
+    longest = KEY_BYTES_MAX // 1_000  # 250 characters of four bytes
+    for index in range(longest):
+        keys.define(index, f"{index:0>250}".translate(_WIDE))
+    error = _refusal(keys.define, longest, "\N{FLYING SAUCER}" * 250)
+    assert error.reason is Reason.LIMIT_EXCEEDED
+    assert error.metadata == {
+        "field": "keys.key",
+        "value": str(1_000 * (longest + 1)),
+        "limit": str(KEY_BYTES_MAX),
+    }
+    keys.define(longest, "short")  # the stream's fate is its caller's to decide
 
 
 def test_nothing_is_admitted_after_finish() -> None:

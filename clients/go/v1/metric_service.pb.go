@@ -196,12 +196,13 @@ func (x *OpenWriter) GetResumeExemptKeys() []string {
 type KeyDefinition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The index that batches use; from 0, below 100,000. Redefining an index
-	// with the same key is fine. Giving it another key, or a key a second index,
-	// fails with FIELD_INVALID.
+	// with the same key is fine. Giving it another key, or a valid key a
+	// second index, fails with FIELD_INVALID.
 	Index uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// The metric's key: 1 to 250 characters of UTF-8 without control
 	// characters. An invalid key is reported by rejecting its points
-	// (KEY_INVALID), since the stream as such is sound.
+	// (KEY_INVALID), since the stream as such is sound. The keys that a stream
+	// defines have at most 32 MiB in all; more fail it with LIMIT_EXCEEDED.
 	Key           string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -3021,13 +3021,14 @@ pub struct OpenWriter {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeyDefinition {
     /// The index that batches use; from 0, below 100,000. Redefining an index
-    /// with the same key is fine. Giving it another key, or a key a second index,
-    /// fails with FIELD_INVALID.
+    /// with the same key is fine. Giving it another key, or a valid key a
+    /// second index, fails with FIELD_INVALID.
     #[prost(uint32, tag = "1")]
     pub index: u32,
     /// The metric's key: 1 to 250 characters of UTF-8 without control
     /// characters. An invalid key is reported by rejecting its points
-    /// (KEY_INVALID), since the stream as such is sound.
+    /// (KEY_INVALID), since the stream as such is sound. The keys that a stream
+    /// defines have at most 32 MiB in all; more fail it with LIMIT_EXCEEDED.
     #[prost(string, tag = "2")]
     pub key: ::prost::alloc::string::String,
 }

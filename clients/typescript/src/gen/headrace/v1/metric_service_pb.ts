@@ -97,8 +97,8 @@ export const OpenWriterSchema: GenMessage<OpenWriter> = /*@__PURE__*/
 export type KeyDefinition = Message<"headrace.v1.KeyDefinition"> & {
   /**
    * The index that batches use; from 0, below 100,000. Redefining an index
-   * with the same key is fine. Giving it another key, or a key a second index,
-   * fails with FIELD_INVALID.
+   * with the same key is fine. Giving it another key, or a valid key a
+   * second index, fails with FIELD_INVALID.
    *
    * @generated from field: uint32 index = 1;
    */
@@ -107,7 +107,8 @@ export type KeyDefinition = Message<"headrace.v1.KeyDefinition"> & {
   /**
    * The metric's key: 1 to 250 characters of UTF-8 without control
    * characters. An invalid key is reported by rejecting its points
-   * (KEY_INVALID), since the stream as such is sound.
+   * (KEY_INVALID), since the stream as such is sound. The keys that a stream
+   * defines have at most 32 MiB in all; more fail it with LIMIT_EXCEEDED.
    *
    * @generated from field: string key = 2;
    */
