@@ -3,7 +3,7 @@
 Pure. Called by `encode` before anything is sorted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,24 +85,42 @@ class Screen:
 
     def _reject_refused_keys(self, points: chunks.Points) -> chunks.Points:
         bad = self._slots.series_id[points.slot] == REFUSED
-        for slot in np.unique(points.slot[bad]).tolist():
+        for first, count in self._told(points, bad):
+            slot = int(points.slot[first])
             number = int(self._slots.portion[slot])
             keys = self._portions[number].session.keys
             reason, detail = keys.refusal(slot - int(self._bases[number]))
-            self._note(points, points.slot == slot, reason, "keys.key", detail)
+            self._note(points, first, count, reason=reason, field="keys.key", detail=detail)
         return points.only(~bad)
 
     def _reject(
         self, points: chunks.Points, bad: NDArray[np.bool_], reason: Reason, field: str, detail: str
     ) -> chunks.Points:
-        for slot in np.unique(points.slot[bad]).tolist():
-            self._note(points, bad & (points.slot == slot), reason, field, detail)
+        for first, count in self._told(points, bad):
+            self._note(points, first, count, reason=reason, field=field, detail=detail)
         return points.only(~bad)
 
+    def _told(self, points: chunks.Points, bad: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+        """Yield the first bad point of a slot and how many there are, of no more slots of a
+        portion than there may be samples: there can be as many bad slots as points."""
+        places = np.flatnonzero(bad)
+        slots, firsts, counts = np.unique(
+            points.slot[places], return_index=True, return_counts=True
+        )
+        owner = self._slots.portion[slots]  # ascending, as slots are
+        told = np.arange(len(slots)) - np.searchsorted(owner, owner) < REJECTION_SAMPLES_MAX
+        yield from zip(places[firsts[told]].tolist(), counts[told].tolist(), strict=True)
+
     def _note(
-        self, points: chunks.Points, bad: NDArray[np.bool_], reason: Reason, field: str, detail: str
+        self,
+        points: chunks.Points,
+        first: int,
+        count: int,
+        *,
+        reason: Reason,
+        field: str,
+        detail: str,
     ) -> None:
-        first = int(np.argmax(bad))
         slot = int(points.slot[first])
         number = int(self._slots.portion[slot])
         portion = self._portions[number]
@@ -120,7 +138,7 @@ class Screen:
                     sequence=portion.last_sequence,
                     field=field,
                     detail=detail,
-                    points=int(np.count_nonzero(bad)),
+                    points=count,
                 )
             )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -219,6 +220,36 @@ def test_a_bad_point_is_rejected_alone_and_reported(bad: Point, reason: Reason) 
     assert (effect.counters.accepted_points, effect.counters.rejected_points) == (1, 1)
     (sample,) = effect.samples
     assert (sample.reason, sample.key, sample.step, sample.sequence) == (reason, "k0", bad[1], 1)
+
+
+def test_of_many_bad_keys_the_first_sixteen_of_each_writer_are_told() -> None:
+    owners = [session(20), session(1)]
+    bad = [(index, STEP_MAX + 1 + index, _START, 1.0) for index in (*range(20), 3)]
+    good = (0, 1, _START, 1.0)
+    encoded = encode(
+        [
+            portion(owners[0], batch(1, [*bad, good])),
+            portion(owners[1], batch(1, [good, bad[0]])),
+        ]
+    )
+    many, one = (effect.samples for effect in encoded.effects)
+    assert [(sample.key, sample.step, sample.points) for sample in many] == [
+        (f"k{index}", STEP_MAX + 1 + index, 1 + (index == 3)) for index in range(16)
+    ]
+    assert [(sample.key, sample.points) for sample in one] == [("k0", 1)]
+    assert [effect.counters.rejected_points for effect in encoded.effects] == [21, 1]
+    assert encoded.flush.points == 2
+
+
+def test_a_flush_of_nothing_but_bad_points_does_not_hold_up_the_event_loop() -> None:
+    owner = session(50_000)
+    points = [(number % 50_000, STEP_MAX + 1, _START, 1.0) for number in range(262_144)]
+    part = portion(owner, batch(1, points))
+    began = process_time()
+    encoded = encode([part])
+    # About 0.05; looking at every point for every bad key took 2.
+    assert process_time() - began < 1
+    assert encoded.effects[0].counters.rejected_points == 262_144
 
 
 def test_points_of_a_refused_key_are_rejected_with_its_reason() -> None:
