@@ -32,6 +32,7 @@ _GONE_TIMEOUT_S = 10.0
 _GONE_POLL_S = 0.01
 _SEND_BUFFER_BYTES = 4 * 1024 * 1024  # one COPY piece and more: fewer wake-ups of the event loop
 _QUERY_TIMEOUT_S = 60.0
+_ROLLBACK_TIMEOUT_S = 5.0  # of a block whose time was up
 _PEER_TIMEOUT_MS = 10_000  # bytes unacknowledged for so long: the network swallowed the peer
 _INGEST_TIMEOUT_S = 30.0
 # A peer that is mute, whatever the cause, is given up after this, its backend ended
@@ -216,17 +217,23 @@ class Database:
         statement running: the connection is dropped and replaced at the next use.
 
         Args:
-            timeout_s: for waiting and the block together; infinite when `inf`.
+            timeout_s: for waiting and the block together.
 
         Raises:
             HeadraceError: in place of any driver error raised in the block.
         """
         slot: Slot | None = None
+        giving_up: asyncio.TimerHandle | None = None
         clean = False
         try:
-            async with asyncio.timeout(None if timeout_s == float("inf") else timeout_s):
+            async with asyncio.timeout(timeout_s):
                 slot = await self._acquire()
                 connection = await slot.ensure()
+                # The timeout cancels once; a transaction then waits for the answer to its
+                # ROLLBACK, from a mute peer for ever. Only losing the connection ends that.
+                giving_up = asyncio.get_running_loop().call_later(
+                    timeout_s + _ROLLBACK_TIMEOUT_S, slot.discard
+                )
                 yield connection
             clean = True
         except HeadraceError:
@@ -239,6 +246,8 @@ class Database:
             _LOG.warning("statement failed", sqlstate=error.sqlstate, error=str(error))
             raise translate(error) from error
         finally:
+            if giving_up is not None:
+                giving_up.cancel()
             if slot is not None:
                 if not clean:
                     slot.discard()

@@ -15,6 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from benchmarks.raw_streams import Result, Traffic, run
+from gateway.domain.errors import StoreUnavailableError
+from gateway.store import connections
+from gateway.store.connections import Database
 from tests.support.gateway_process import GatewayProcess
 from tests.support.oracle import ConnectionWatch, Oracle
 from tests.support.proxy import Fault, Moment, Proxy, Trap
@@ -109,3 +112,34 @@ async def test_network_that_swallows_every_connection_is_survived(
     await _assert_all_stored_once(database_dsn, result)
     # Nobody could end the first of the old backends but its own successor.
     assert watch.connections_max <= _BUDGET + 1, watch.backends_at_max
+
+
+async def test_transaction_of_a_query_that_falls_mute_gives_its_connection_back(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose statement was received: no bytes wait for the kernel to give them up."""
+    monkeypatch.setattr(connections, "_ROLLBACK_TIMEOUT_S", 0.2)
+    parts = urlsplit(database_dsn)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    async with Proxy(parts.hostname, parts.port, postgres=True) as proxy:
+        database = await Database.connect(
+            database_dsn.replace(f":{parts.port}/", f":{proxy.port}/"),
+            ingest_connections=0,
+            query_connections=1,
+        )
+
+        async def fall_mute_in_a_transaction() -> None:
+            async with (
+                asyncio.timeout(_SPRUNG_DEADLINE_S),
+                database.query(timeout_s=0.5) as connection,
+                connection.transaction(),
+            ):
+                proxy.swallow()
+                await connection.fetchval("SELECT 1")
+
+        with pytest.raises(StoreUnavailableError):
+            await fall_mute_in_a_transaction()
+        async with database.query() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        await database.close()
