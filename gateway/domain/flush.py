@@ -203,5 +203,9 @@ class FlushUnexplainedError(FlushUnavailableError):
     """The store failed in a way that is no known condition of it; a writer's content may be why."""
 
 
+class FlushTimeoutError(FlushUnavailableError):
+    """The store took too long; a smaller flush may well succeed."""
+
+
 class FlushAmbiguousError(Exception):
     """The connection broke during COMMIT: the flush may be committed or not."""

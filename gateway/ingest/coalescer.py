@@ -8,7 +8,8 @@ Rules it holds to:
    served goes to the back. So no stream starves another.
 3. `take` never returns more than `points_max` points, except for a single batch
    that is larger by itself. Large is good: the busier the gateway, the longer the
-   chunks and the cheaper each point.
+   chunks and the cheaper each point. A batch without points, which is mostly one of
+   metadata, counts one for every 8 bytes: an entry like 25 points and more.
 4. Runs that reject late points get flushes of their own: deciding what is late
    needs locks that no other run should wait for. While both kinds are ready, they
    take turns.
@@ -16,8 +17,11 @@ Rules it holds to:
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.ingest.session import Batch, Session
+
+_BYTES_LIKE_A_POINT: Final = 8  # of a batch without points; see rule 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,15 @@ class Portion:
     def last_sequence(self) -> int:
         """The last record."""
         return self.batches[-1].last_sequence
+
+    def only(self, batches: tuple[Batch, ...]) -> "Portion":
+        """Return some of its batches as a portion."""
+        return Portion(
+            session=self.session,
+            batches=batches,
+            points=sum(len(batch.value) for batch in batches),
+            size_bytes=sum(batch.size_bytes for batch in batches),
+        )
 
 
 class Coalescer:
@@ -77,14 +90,15 @@ class Coalescer:
         room = self._points_max
         while queue and room > 0:
             session = queue[0]
-            portion = self._portion(session, room, force=not portions)
-            if portion is None:
+            found = self._portion(session, room, force=not portions)
+            if found is None:
                 break
             queue.popleft()
             session.queued = False
             session.in_flight = True
+            portion, taken = found
             portions.append(portion)
-            room -= portion.points
+            room -= taken
         return portions
 
     def release(self, session: Session) -> None:
@@ -112,20 +126,24 @@ class Coalescer:
         queue = self._ready_rejecting if session.writer.rejects_late else self._ready
         queue.append(session)
 
-    def _portion(self, session: Session, room: int, *, force: bool) -> Portion | None:
+    def _portion(self, session: Session, room: int, *, force: bool) -> tuple[Portion, int] | None:
+        """Return what fits of a session, and how much of the room it takes."""
         batches: list[Batch] = []
-        points = size_bytes = 0
+        points = size_bytes = taken = 0
         while session.pending:
             batch = session.pending[0]
             more = len(batch.value)
-            if points + more > room and not (force and not batches):
+            weight = more or batch.size_bytes // _BYTES_LIKE_A_POINT
+            if taken + weight > room and not (force and not batches):
                 break
             batches.append(session.pending.popleft())
             points += more
             size_bytes += batch.size_bytes
+            taken += weight
         if not batches:
             return None
         self.pending_points -= points
-        return Portion(
+        portion = Portion(
             session=session, batches=tuple(batches), points=points, size_bytes=size_bytes
         )
+        return portion, taken

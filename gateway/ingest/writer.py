@@ -6,9 +6,9 @@ One writer task owns one database connection for life. What it guarantees:
    committed, or was found committed after an ambiguous COMMIT.
 2. Every session of a failed flush learns its own fate: one that is fenced, or whose
    commits the store has lost, leaves it; content that the store refuses is isolated
-   writer by writer and then batch by batch; what fails for no known reason is tried
-   writer by writer and ends the one that fails alone; everything else waits until the
-   store takes it.
+   writer by writer and then batch by batch; what takes the store too long is tried
+   again in halves; what fails for no known reason is tried writer by writer and ends
+   the one that fails alone; everything else waits until the store takes it.
 3. It is never cancelled by a call's end. Streams stall while the store is away.
 """
 
@@ -27,6 +27,7 @@ from gateway.domain.flush import (
     FlushAmbiguousError,
     FlushConflictError,
     FlushDataError,
+    FlushTimeoutError,
     FlushUnavailableError,
     FlushUnexplainedError,
     LateMarks,
@@ -114,6 +115,10 @@ class Writer:
                     await self._take_apart(remaining)
                     return
                 await self._sleep(retry_delay_s(failures))
+                if isinstance(error, FlushTimeoutError) and (halves := _halves(remaining)):
+                    for half in halves:
+                        await self.flush([part for part in half if not part.session.failed])
+                    return
             except Exception:
                 METRICS.flush_retries.labels(cause="defect").inc()
                 _LOG.exception("flush failed by a defect of the gateway", writers=len(remaining))
@@ -196,16 +201,7 @@ class Writer:
             for batch in portion.batches:
                 if portion.session.failed:
                     return
-                await self.flush(
-                    [
-                        Portion(
-                            session=portion.session,
-                            batches=(batch,),
-                            points=len(batch.value),
-                            size_bytes=batch.size_bytes,
-                        )
-                    ]
-                )
+                await self.flush([portion.only((batch,))])
             return
         await self._reject(portion)
 
@@ -290,3 +286,13 @@ def _doubt_new_series(portions: Sequence[Portion]) -> None:
     """
     for portion in portions:
         portion.session.keys.forget_unused()
+
+
+def _halves(portions: Sequence[Portion]) -> list[Sequence[Portion]]:
+    """Return two flushes that make up one; none when it is a single batch."""
+    if middle := len(portions) // 2:
+        return [portions[:middle], portions[middle:]]
+    (portion,) = portions
+    if middle := len(portion.batches) // 2:
+        return [[portion.only(portion.batches[:middle])], [portion.only(portion.batches[middle:])]]
+    return []

@@ -30,6 +30,7 @@ _NO_INDEX: Final = np.empty(0, np.uint32)
 _NO_INT: Final = np.empty(0, np.int64)
 _NO_VALUE: Final = np.empty(0, np.float64)
 _OVERHEAD_BYTES: Final = 1_024  # of a batch's Python and numpy objects
+_ENTRY_BYTES: Final = 200  # of a metadata entry's Python objects, besides its texts
 
 
 def decode(message: bytes) -> Batch | WriteMetricsRequest:
@@ -132,8 +133,8 @@ def _from_metadata(batch: MetadataBatch, size_bytes: int) -> Batch:
         step=_NO_INT,
         time=_NO_INT,
         value=_NO_VALUE,
-        # Parsed texts and their objects: about twice the message.
-        size_bytes=2 * size_bytes + _OVERHEAD_BYTES,
+        # Parsed texts take about twice the message.
+        size_bytes=2 * size_bytes + _ENTRY_BYTES * len(batch.entries) + _OVERHEAD_BYTES,
         arrived=perf_counter(),
         metadata=entries(batch.entries, field="metadata.entries"),
     )

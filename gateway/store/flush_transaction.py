@@ -20,6 +20,7 @@ from gateway.domain.flush import (
     FlushAmbiguousError,
     FlushConflictError,
     FlushDataError,
+    FlushTimeoutError,
     FlushUnavailableError,
     FlushUnexplainedError,
     LateMarks,
@@ -280,6 +281,9 @@ class IngestConnection:
             yield connection
         except FlushAmbiguousError:
             raise
+        except TimeoutError as error:
+            self._slot.discard()
+            raise FlushTimeoutError("the database took too long to answer") from error
         except _BROKEN as error:
             self._slot.discard()
             raise FlushUnavailableError(f"connection lost: {error!r}") from error

@@ -406,7 +406,7 @@ async def test_what_fails_for_no_known_reason_fails_alone_and_is_not_rejected(
     await bench.admin.execute(
         "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " RAISE 'invalid page' USING ERRCODE = 'XX001'; END $$;"
-        "CREATE TRIGGER fail BEFORE INSERT ON metric_chunks FOR EACH ROW"
+        "CREATE TRIGGER fail BEFORE INSERT ON loose_chunks FOR EACH ROW"
         " WHEN (NEW.max_value = 666) EXECUTE FUNCTION fail()"
     )
     run_id = await bench.run()
@@ -419,7 +419,7 @@ async def test_what_fails_for_no_known_reason_fails_alone_and_is_not_rejected(
     error = await stream.ended()
     assert error is not None
     assert error.reason is Reason.INTERNAL
-    await bench.admin.execute("DROP TRIGGER fail ON metric_chunks")
+    await bench.admin.execute("DROP TRIGGER fail ON loose_chunks")
     again = await bench.open(request)
     again.send(1, [(0, 1, _START, 666.0)])
     await again.acknowledged(1)
@@ -457,6 +457,36 @@ async def test_who_shared_an_isolated_flush_hears_when_it_is_over(bench: Bench) 
     await waiting.until(lambda: waiting.session.idle)
     assert await draining.ended() is None
     await poisoner.acknowledged(1)
+
+
+async def test_a_flush_that_takes_too_long_is_tried_again_in_halves(database_dsn: str) -> None:
+    """Repeated as it was, it would take too long for ever."""
+    database = await Database.connect(
+        database_dsn, ingest_connections=1, query_connections=1, ingest_timeout_s=0.5
+    )
+    admin = await asyncpg.connect(database_dsn)
+    await admin.execute(
+        "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END';"
+        "CREATE TRIGGER linger BEFORE INSERT ON loose_chunks"
+        " FOR EACH ROW EXECUTE FUNCTION linger()"
+    )
+    engine = IngestEngine(WriterStore(database), settings=IngestSettings())
+    await engine.start()
+    slow = Bench(engine, database, admin)
+    run_id = await slow.run()
+    # Admitted before any writer task runs, so all are in one flush, of twelve rows.
+    streams = [await slow.open(_request(run_id)) for _ in range(2)]
+    for stream in streams:
+        for index in range(6):
+            stream.session.keys.define(3 + index, f"slow{index}")
+            stream.send(1 + index, [(3 + index, 1, _START, 1.0)])
+    for stream in streams:
+        await stream.acknowledged(6)
+    assert len(await slow.points(run_id)) == 12
+    await engine.close()
+    await admin.close()
+    await database.close()
 
 
 async def test_open_refuses_what_cannot_be_written_to(bench: Bench) -> None:

@@ -3,13 +3,16 @@
 import tracemalloc
 
 import pytest
+from headrace.v1.metric_service_pb2 import MetadataBatch, WriteMetricsRequest
+from headrace.v1.run_service_pb2 import MetadataEntry, Tag
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.limits import KEY_BYTES_MAX, SEQUENCE_MAX
 from gateway.ingest.coalescer import Coalescer
-from gateway.ingest.session import Ending, Session
+from gateway.ingest.session import Batch, Ending, Session
+from gateway.rpc.wire import decode
 from tests.ingest.streams import batch, session
 
 _POINT = (0, 1, 1_700_000_000_000_000, 1.0)
@@ -216,3 +219,26 @@ def test_runs_that_reject_late_points_take_turns_with_the_others() -> None:
         coalescer.release(portion.session)
         served.append(portion.session is ordinary)
     assert served == [False, True] * 4
+
+
+def test_a_flush_takes_a_bounded_part_of_what_waits_without_points() -> None:
+    """Every entry of it is a row, whatever its message weighs beside a batch of points."""
+    entries = [MetadataEntry(tag=Tag(key=f"t{number}", value="")) for number in range(1_000)]
+    owners = [session(1) for _ in range(8)]
+    coalescer = Coalescer(points_max=262_144)
+    for sequence in range(1, 11):
+        for owner in owners:
+            said = MetadataBatch(first_sequence=sequence, record_count=1, entries=entries)
+            batch_ = decode(WriteMetricsRequest(metadata=said).SerializeToString())
+            assert isinstance(batch_, Batch)
+            assert batch_.size_bytes > 200 * len(entries)
+            owner.admit(batch_)
+            coalescer.admitted(owner, 0)
+    flushed = 0
+    while portions := coalescer.take():
+        batches = sum(len(part.batches) for part in portions)
+        assert batches <= 10
+        flushed += batches
+        for part in portions:
+            coalescer.release(part.session)
+    assert flushed == 80
