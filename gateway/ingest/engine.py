@@ -9,7 +9,7 @@ in proportion to what the last one took (docs/decisions/0013).
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -65,7 +65,7 @@ class IngestSettings:
         pending_bytes_max, stream_pending_bytes_max: admitted and uncommitted bytes.
         flush_points_max: points of one flush.
         flush_linger_ms: how long an idle writer gathers after the first batch.
-        streams_max: open streams of this process.
+        streams_max: open streams of this process, and calls that are about to open theirs.
     """
 
     pending_bytes_max: int = 256 * 1024 * 1024
@@ -169,16 +169,13 @@ class IngestEngine:
 
     # -- streams --------------------------------------------------------------
 
-    async def open(self, request: OpenRequest, *, on_change: Callable[[], None]) -> Session:
-        """Open a stream's session.
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Count a call that has no session yet as an open stream.
 
         Raises:
-            HeadraceError: DRAINING, OVERLOADED, or the store's refusal.
+            HeadraceError: OVERLOADED.
         """
-        if self._stopping():
-            raise HeadraceError(
-                Reason.DRAINING, "the gateway is shutting down", retry_after_ms=1_000
-            )
         if len(self._sessions) + self._opening >= self.settings.streams_max:
             METRICS.streams_refused.inc()
             raise HeadraceError(
@@ -190,9 +187,21 @@ class IngestEngine:
             )
         self._opening += 1
         try:
-            session = Session(await self._store.open_writer(request), on_change=on_change)
+            yield
         finally:
             self._opening -= 1
+
+    async def open(self, request: OpenRequest, *, on_change: Callable[[], None]) -> Session:
+        """Open the session of a call that is counted by `opening`.
+
+        Raises:
+            HeadraceError: DRAINING, or the store's refusal.
+        """
+        if self._stopping():
+            raise HeadraceError(
+                Reason.DRAINING, "the gateway is shutting down", retry_after_ms=1_000
+            )
+        session = Session(await self._store.open_writer(request), on_change=on_change)
         self._sessions.add(session)
         METRICS.streams.inc()
         self._alive.add(request.run_id)

@@ -10,7 +10,7 @@ written `opened` and after the end, the responder between.
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 from headrace.v1 import metric_service_pb2 as pb
@@ -37,6 +37,7 @@ from gateway.rpc.wire import decode
 
 _RECONNECT_SPREAD_MS: Final = 2_000
 _RANK_MAX: Final = 2**31 - 1
+_OPEN_TIMEOUT_S: Final = 30.0  # a call costs memory before it is a stream too
 
 
 class StreamContext(Protocol):
@@ -123,10 +124,24 @@ class _Stream:
         return session
 
     async def _open(self) -> Session | None:
-        first = await self._context.read()
-        if first is grpc.aio.EOF:
-            return None
-        return await self._engine.open(_open_request(_message(first)), on_change=self._wake)
+        with self._engine.opening():
+            first = await self._first()
+            if first is grpc.aio.EOF:
+                return None
+            return await self._engine.open(_open_request(_message(first)), on_change=self._wake)
+
+    async def _first(self) -> object:
+        reading = asyncio.ensure_future(self._context.read())
+        reading.add_done_callback(self._reader_ended)
+        await asyncio.wait({reading}, timeout=_OPEN_TIMEOUT_S)
+        if not reading.done():  # it ends with the call
+            raise HeadraceError(
+                Reason.TRANSFER_STALLED,
+                f"`open`, the first message of a stream, did not come within {_OPEN_TIMEOUT_S:g} s",
+                field="open",
+                limit=f"{_OPEN_TIMEOUT_S:g} s",
+            )
+        return reading.result()
 
     @staticmethod
     def _over(session: Session, reader: "asyncio.Task[None]") -> bool:
@@ -174,7 +189,7 @@ class _Stream:
             )
         return True
 
-    def _reader_ended(self, reader: "asyncio.Task[None]") -> None:
+    def _reader_ended(self, reader: "asyncio.Future[Any]") -> None:
         if not reader.cancelled():
             reader.exception()  # looked at here even when the call is gone
         self._changed.set()

@@ -25,6 +25,7 @@ from gateway.ingest.engine import (
     IngestSettings,
 )
 from gateway.ingest.session import Session
+from gateway.rpc import metric_write
 from gateway.rpc.metric_write import MetricWriteService
 from gateway.store.connections import Database
 from gateway.store.writers import WriterStore, _agree_on_resume_step, _open_refusal
@@ -656,6 +657,31 @@ async def test_one_message_is_written_at_a_time_whenever_the_gateway_drains(
     assert (
         wire.heard == {"opened": ["opened", "reconnect"], "finished": ["opened", "finished"]}[slow]
     )
+
+
+async def test_a_call_that_does_not_open_counts_as_a_stream_and_is_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metric_write, "_OPEN_TIMEOUT_S", 0.2)
+    set_identity(ANONYMOUS)
+    engine = IngestEngine(WriterStore(bench.database), settings=IngestSettings(streams_max=1))
+    service = MetricWriteService(engine)
+    async with asyncio.timeout(_DEADLINE_S):
+        silent = asyncio.create_task(service.write_metrics(None, _SlowWire("")))
+        await asyncio.sleep(0)  # it has begun
+        with pytest.raises(HeadraceError) as caught:
+            await service.write_metrics(None, _SlowWire(""))
+        assert caught.value.reason is Reason.OVERLOADED
+        with pytest.raises(HeadraceError) as caught:
+            await silent
+        assert caught.value.reason is Reason.TRANSFER_STALLED
+        wire = _SlowWire("")  # to which the place of the silent one is free
+        run_id = await bench.run()
+        opening = pb.OpenWriter(run_id=run_id.hex, writer_id=uuid4().hex, incarnation=uuid4().hex)
+        wire.say(pb.WriteMetricsRequest(open=opening))
+        wire.say(pb.WriteMetricsRequest(finish=pb.FinishWriter()))
+        await service.write_metrics(None, wire)
+    assert wire.heard == ["opened", "finished"]
 
 
 class _SlowWire:

@@ -78,7 +78,8 @@ class MetricServiceServicer(object):
 
         Conversation.
         1. The client sends `open`. The gateway answers `opened` with the
-        writer's watermark. Every other order fails with OPEN_EXPECTED.
+        writer's watermark. Every other order fails with OPEN_EXPECTED, and
+        a call that says nothing for 30 s with TRANSFER_STALLED.
         2. The client sends `keys` that define the key indexes it is going to
         use, again on each stream: the gateway remembers none. Definitions
         may be sent at any time before the first batch that uses them.
