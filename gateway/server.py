@@ -152,7 +152,10 @@ async def serve(
     stopping, hurrying = asyncio.Event(), asyncio.Event()
     _on_signals(stopping, hurrying)
     keep_freed_memory()
-    async with _stores(settings, worker) as stores:
+    database = await _connect_unless(stopping, settings, worker)
+    if database is None:
+        return True
+    async with _stores(settings, database) as stores:
         engine = IngestEngine(
             stores.metrics,
             settings=IngestSettings(
@@ -223,8 +226,7 @@ def _add_services(
 
 
 @contextlib.asynccontextmanager
-async def _stores(settings: Settings, worker: int) -> AsyncIterator[Stores]:
-    database = await _connect(settings, worker)
+async def _stores(settings: Settings, database: Database) -> AsyncIterator[Stores]:
     names = ExperimentNames(pattern=settings.experiment_name_pattern)
     try:
         async with open_artifacts(settings, database) as artifacts:
@@ -247,6 +249,21 @@ async def _stores(settings: Settings, worker: int) -> AsyncIterator[Stores]:
             )
     finally:
         await database.close()
+
+
+async def _connect_unless(
+    stopping: asyncio.Event, settings: Settings, worker: int
+) -> Database | None:
+    """Connect; None when a signal comes first."""
+    connecting = asyncio.create_task(_connect(settings, worker))
+    told = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({connecting, told}, return_when=asyncio.FIRST_COMPLETED)
+        return await connecting if connecting.done() else None
+    finally:
+        connecting.cancel()
+        told.cancel()
+        await asyncio.wait({connecting, told})
 
 
 async def _connect(settings: Settings, worker: int) -> Database:

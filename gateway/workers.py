@@ -110,13 +110,7 @@ class Supervisor:
         deaths = 0
         while True:
             started = time.monotonic()
-            process = await self._start(settings, index, metrics)
-            assert process.stdout is not None  # noqa: S101 - it is a pipe
-            if await process.stdout.readline() == _READY:
-                ready.set()
-            code = await self._ended(process)
-            del self._processes[index]
-            forget_worker(process.pid, metrics)
+            code = await self._live(settings, index, metrics, ready)
             if self._stopping.is_set():
                 return code == 0
             if not ready.is_set():
@@ -127,6 +121,23 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
                 return False
+
+    async def _live(
+        self, settings: Settings, index: int, metrics: Path, ready: asyncio.Event
+    ) -> int | None:
+        """Run one worker to its end; return its exit code, None when it was never born."""
+        try:
+            process = await self._start(settings, index, metrics)
+        except OSError as error:  # no process, memory or descriptor is left for it
+            _LOG.error("worker cannot be started", worker=index, error=str(error))
+            return None
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        if await process.stdout.readline() == _READY:
+            ready.set()
+        code = await self._ended(process)
+        del self._processes[index]
+        forget_worker(process.pid, metrics)
+        return code
 
     async def _start(
         self, settings: Settings, index: int, metrics: Path

@@ -24,8 +24,9 @@ from headrace.v1 import metric_service_pb2_grpc as metrics_grpc
 from headrace.v1 import run_service_pb2 as pb
 from headrace.v1 import run_service_pb2_grpc as pb_grpc
 
+from gateway.config import Settings
 from tests.support.gateway_process import GatewayProcess
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually, eventually_async
 
 BACKENDS = """
     SELECT count(*) FROM pg_stat_activity
@@ -180,6 +181,42 @@ async def test_workers_share_port_budget_and_metrics_and_the_dead_are_replaced(
         assert gateway.metrics()[calls] == 32  # what the dead one counted is kept
         assert await fetch_value(database_dsn, BACKENDS) == 7
         assert gateway.terminate() == 0
+
+
+async def test_a_worker_that_cannot_be_started_again_is_tried_again(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    with GatewayProcess(database_dsn, tmp_path, arguments=["--workers", "2"]) as gateway:
+        supervisor = psutil.Process(gateway.pid)
+        limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, (1, limits[1]))
+        supervisor.children()[0].kill()
+        await eventually_async(lambda: "worker cannot be started" in gateway.log_path.read_text())
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, limits)
+        await eventually_async(lambda: len(supervisor.children()) == 2)
+
+
+def test_a_worker_that_waits_for_the_database_stops_at_once(tmp_path: Path) -> None:
+    with socket.socket() as holder:  # bound and never listening
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        settings = Settings(dsn=f"postgresql://nobody@127.0.0.1:{port}/none", start_deadline_s=600)
+        log = tmp_path / "worker.log"
+        with (
+            log.open("wb") as errors,
+            subprocess.Popen(
+                [sys.executable, "-m", "gateway.workers", "0"], stdin=subprocess.PIPE, stderr=errors
+            ) as worker,
+        ):
+            assert worker.stdin is not None
+            worker.stdin.write(settings.model_dump_json().encode() + b"\n")
+            worker.stdin.flush()
+            try:
+                eventually(lambda: "waiting for the database" in log.read_text())
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait(10) == 0
+            finally:
+                worker.kill()
 
 
 async def test_workers_end_when_their_supervisor_is_killed(
