@@ -96,9 +96,8 @@ class Coalescer:
             queue.popleft()
             session.queued = False
             session.in_flight = True
-            portion, taken = found
+            portion, room = found
             portions.append(portion)
-            room -= taken
         return portions
 
     def release(self, session: Session) -> None:
@@ -127,23 +126,23 @@ class Coalescer:
         queue.append(session)
 
     def _portion(self, session: Session, room: int, *, force: bool) -> tuple[Portion, int] | None:
-        """Return what fits of a session, and how much of the room it takes."""
+        """Return what fits of a session, and the room that is left."""
         batches: list[Batch] = []
-        points = size_bytes = taken = 0
+        points = size_bytes = 0
         while session.pending:
             batch = session.pending[0]
             more = len(batch.value)
             weight = more or batch.size_bytes // _BYTES_LIKE_A_POINT
-            if taken + weight > room and not (force and not batches):
+            if weight > room and not (force and not batches):
                 break
             batches.append(session.pending.popleft())
             points += more
             size_bytes += batch.size_bytes
-            taken += weight
+            room -= weight
         if not batches:
             return None
         self.pending_points -= points
         portion = Portion(
             session=session, batches=tuple(batches), points=points, size_bytes=size_bytes
         )
-        return portion, taken
+        return portion, room
