@@ -237,7 +237,7 @@ type Run struct {
 }
 
 // CreateRun creates a run, or returns the one that has this id. Fails with
-// RUN_EXISTS when that one has other policies or another experiment.
+// RUN_EXISTS when that one has other policies. Its experiment stays what it is.
 func (c *Client) CreateRun(ctx context.Context, options RunOptions) (*Run, error) {
 	if options.RunID == "" {
 		options.RunID = NewID()

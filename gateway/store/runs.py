@@ -53,7 +53,7 @@ class RunStore:
             The run as stored, and whether this call made it.
 
         Raises:
-            HeadraceError: RUN_EXISTS when it differs in what is immutable, or
+            HeadraceError: RUN_EXISTS when it has other policies, or
                 belongs to another workspace; EXPERIMENT_DELETED; FIELD_INVALID for a
                 parent that is nested in the run; the fault of an entry.
         """
@@ -79,12 +79,18 @@ class RunStore:
                 if row is not None:
                     return _run(row, RunData()), True
             async with connection.transaction():
-                await ensure_experiment(connection, workspace_id, wanted.experiment, self._names)
-                made = await connection.fetchrow(_SQL["create"], *columns) is not None
-                if made:
-                    await _check_parent(connection, run_id, wanted.parent_run_id)
-                    await _write(connection, run_id, wanted.entries)
+                # First, and without its experiment: that may have been renamed since.
                 runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
+                made = False
+                if not runs:
+                    await ensure_experiment(
+                        connection, workspace_id, wanted.experiment, self._names
+                    )
+                    made = await connection.fetchrow(_SQL["create"], *columns) is not None
+                    if made:
+                        await _check_parent(connection, run_id, wanted.parent_run_id)
+                        await _write(connection, run_id, wanted.entries)
+                    runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
                 if not runs:
                     raise HeadraceError(
                         Reason.RUN_EXISTS,
@@ -281,7 +287,7 @@ async def _check_parent(
 
 
 def _check_equal(run: Run, wanted: NewRun) -> None:
-    for field in ("experiment", "step_policy", "late_policy"):
+    for field in ("step_policy", "late_policy"):
         found, value = getattr(run, field), getattr(wanted, field)
         if found != value:
             raise HeadraceError(

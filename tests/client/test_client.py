@@ -197,6 +197,9 @@ def test_a_run_comes_back_from_parquet_as_it_was(
     with pytest.raises(headrace.GatewayError, match="RUN_EXISTS"):
         client.import_run(file)  # its points would be there twice
     assert _everything(client, first.id) == before
+    exported = client.export_run(copy.run_id, tmp_path / "copy.parquet")
+    with pytest.raises(headrace.GatewayError, match="in the experiment 'imported'"):
+        client.import_run(exported, experiment="another")
     assert list(tmp_path.glob(".*.part")) == []
 
 

@@ -337,6 +337,22 @@ def test_attempts_and_ranks_reach_the_gateway(start: Start, gateway: GatewayProc
     assert found.state == FINISHED
 
 
+def test_a_late_rank_delivers_although_the_experiment_was_renamed(
+    start: Start, gateway: GatewayProcess, spool_root: Path
+) -> None:
+    name = f"team/delivery/{os.urandom(4).hex()}"
+    first = start(experiment=name, rank=0, world_size=2, run_id=os.urandom(16).hex())
+    first.log({"a": 1}, 0)
+    first.finish()
+    with headrace.Client(gateway.address) as client:
+        client.update_experiment(name, name=name + "/renamed")
+    late = start(experiment=name, rank=1, world_size=2, run_id=first.id, mode="offline")
+    late.log({"a": 2}, 0)
+    late.finish()
+    assert sync(gateway, spool_root)["outcome"] == "delivered"
+    assert stored(gateway.dsn, first.id).points == [("a", 0, 1, 0, 1.0), ("a", 1, 1, 0, 2.0)]
+
+
 def test_an_idle_sender_notices_the_next_log_call_at_once(
     start: Start, gateway: GatewayProcess
 ) -> None:
@@ -404,10 +420,10 @@ def _sender_of(spool: Path) -> int:
 def test_the_note_of_a_stopped_sender_says_why(
     start: Start, gateway: GatewayProcess, spool_root: Path
 ) -> None:
-    first = start(experiment="one")
+    first = start(step_policy="all")
     first.log({"a": 1})
     first.finish()
-    second = start(run_id=first.id, experiment="another", quiet=True)
+    second = start(run_id=first.id, step_policy="first", quiet=True)
     second.log({"a": 2})
     status = second.finish(timeout=30)
     assert "RUN_EXISTS" in status.stopped

@@ -15,6 +15,7 @@ import headrace
 import numpy as np
 import pytest
 from headrace import spool_files
+from headrace.errors import ConfigurationError
 from headrace.status import FAILED, FINISHED
 
 from tests.client.reading import Point, only_spool, read_spool
@@ -378,6 +379,16 @@ def test_an_unusable_spool_directory_does_not_stop_training(
     run.log({"a": 1, "b": 2})
     assert run.finish().dropped_points == 2
     assert any("spool" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("field", ["experiment", "name"])
+@pytest.mark.parametrize("text", ["two\nlines", "nul\0", "\x9b31m", "\udc80"])
+def test_names_that_no_gateway_takes_are_refused_at_once(
+    tmp_path: Path, field: str, text: str
+) -> None:
+    options: dict[str, Any] = {field: text}
+    with pytest.raises(ConfigurationError, match=field):
+        headrace.init(mode="offline", spool_dir=tmp_path, **options)
 
 
 def test_a_disabled_run_does_nothing(tmp_path: Path) -> None:

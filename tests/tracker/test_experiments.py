@@ -5,6 +5,7 @@ import uuid
 
 import grpc
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from headrace.v1 import experiment_service_pb2 as pb
 from headrace.v1 import run_service_pb2
 
@@ -117,6 +118,33 @@ async def test_a_deleted_experiment_is_hidden_with_its_runs_and_takes_no_new_one
     assert not everything
     await tracker.experiments.RestoreExperiment(pb.RestoreExperimentRequest(experiment_id=number))
     assert [run.run_id for run in await tracker.search(filter=f"run_id = '{run_id}'")] == [run_id]
+
+
+async def test_a_run_is_found_by_whoever_knows_its_experiment_by_an_older_name(
+    tracker: Tracker, experiment: str
+) -> None:
+    run_id = await tracker.create_run(experiment)
+    found = await tracker.experiments.GetExperiment(pb.GetExperimentRequest(name=experiment))
+    number = found.experiment.experiment_id
+    await tracker.experiments.UpdateExperiment(
+        pb.UpdateExperimentRequest(
+            experiment_id=number,
+            experiment=pb.Experiment(name=experiment + "/renamed"),
+            update_mask=FieldMask(paths=["name"]),
+        )
+    )
+    request = run_service_pb2.CreateRunRequest(run_id=run_id, experiment=experiment)
+    request.entries.add().fact.CopyFrom(run_service_pb2.Fact(name="a", value="b"))
+    for _ in range(2):
+        again = await tracker.runs.CreateRun(request)
+        assert not again.created
+        assert again.run.experiment == experiment + "/renamed"
+        request.ClearField("entries")
+    get = pb.GetExperimentRequest(name=experiment)  # no empty one was made for it
+    failed = await failure(tracker.experiments.GetExperiment(get))
+    assert failed.reason == "EXPERIMENT_NOT_FOUND"
+    await tracker.experiments.DeleteExperiment(pb.DeleteExperimentRequest(experiment_id=number))
+    assert (await tracker.runs.CreateRun(request)).run.experiment_id == number
 
 
 async def test_default_cannot_go(tracker: Tracker) -> None:

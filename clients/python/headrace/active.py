@@ -14,7 +14,7 @@ from headrace.facts import UNKNOWN_ORIGIN, find_facts, find_origin
 from headrace.identifiers import is_identifier, new_identifier
 from headrace.limits import NAME_CHARACTERS_MAX, RESUME_EXEMPT_KEYS_MAX, STEP_MAX, STEP_MIN
 from headrace.run import Run
-from headrace.scalars import key_fault
+from headrace.scalars import key_fault, name_fault
 from headrace.settings import Mode, Settings, load_settings
 from headrace.spool_files import WriterIdentity
 from headrace.status import RunStatus
@@ -223,6 +223,8 @@ def _name(value: str | None, variable: str) -> str:
         raise ConfigurationError(
             f"{variable.lower()} has {len(text)} characters; the limit is {NAME_CHARACTERS_MAX}"
         )
+    if (fault := name_fault(text)) is not None:  # no gateway would ever take the run
+        raise ConfigurationError(f"{variable.lower()} {text[:80]!r} {fault}")
     return text
 
 

@@ -79,7 +79,7 @@ class ImportMethods(RunMethods):
                 run.run_id = new_identifier()
             if experiment is not None:
                 run.experiment = experiment
-            self._create(run)
+            self._create(run, experiment)
             for attempt in run.attempts:
                 # Every attempt is announced, in order, before there are points of later ones.
                 self._import(run, attempt, 0, [], "attempt")
@@ -102,7 +102,7 @@ class ImportMethods(RunMethods):
             self._call(self._run_service.FinishRun, request)
         return self.run(run.run_id)
 
-    def _create(self, run: pb.Run) -> None:
+    def _create(self, run: pb.Run, experiment: str | None) -> None:
         request = pb.CreateRunRequest(
             run_id=run.run_id,
             experiment=run.experiment,
@@ -122,6 +122,11 @@ class ImportMethods(RunMethods):
             raise GatewayError(
                 f"the run {run.run_id} is here already; import it under an id of its own "
                 "(--new-id, new_id=True)",
+                reason="RUN_EXISTS",
+            )
+        if experiment and made.run.experiment != experiment:  # the gateway keeps where it is
+            raise GatewayError(
+                f"the run {run.run_id} is here already, in the experiment {made.run.experiment!r}",
                 reason="RUN_EXISTS",
             )
         self._write_entries(run.run_id, list(_entries(run)))

@@ -67,12 +67,18 @@ def key_fault(key: str) -> str | None:
         return "a key is empty"
     if len(key) > KEY_CHARACTERS_MAX:
         return f"key {_quoted(key)} has {len(key)} characters; the limit is {KEY_CHARACTERS_MAX}"
-    if any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in key):
-        return f"key {_quoted(key)} contains a control character"
+    fault = name_fault(key)
+    return None if fault is None else f"key {_quoted(key)} {fault}"
+
+
+def name_fault(text: str) -> str | None:
+    """What no key and no name may be, whatever its length; None when it is not."""
+    if any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in text):
+        return "contains a control character"
     try:
-        key.encode()
+        text.encode()
     except UnicodeEncodeError:
-        return f"key {_quoted(key)} is not valid Unicode"
+        return "is not valid Unicode"
     return None
 
 

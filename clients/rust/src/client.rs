@@ -85,7 +85,7 @@ impl Client {
 
     /// Creates a run, or returns the one that has this id; `true` when it was created.
     ///
-    /// Fails with `RunExists` when that one has other policies or another experiment.
+    /// Fails with `RunExists` when that one has other policies. Its experiment stays what it is.
     pub async fn create_run_or_get(&self, options: RunOptions) -> Result<(Run, bool), Error> {
         let request = CreateRunRequest {
             run_id: options.run_id.unwrap_or_else(new_id),

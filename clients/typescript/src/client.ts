@@ -69,7 +69,7 @@ export class Client {
 
   /**
    * Creates a run, or returns the one that has this id, with `created` false. Fails with
-   * `RUN_EXISTS` when that one has other policies or another experiment.
+   * `RUN_EXISTS` when that one has other policies. Its experiment stays what it is.
    */
   createRun(
     options: RunOptions = {},

@@ -62,7 +62,7 @@ class Client {
                         const ConnectOptions& options = {});
 
   /// Creates a run, or returns the one that has this id. Fails with kRunExists when
-  /// that one has other policies or another experiment.
+  /// that one has other policies. Its experiment stays what it is.
   Run CreateRun(const RunOptions& options = {}) const;
 
   /// Reads a run. Fails with kRunNotFound.

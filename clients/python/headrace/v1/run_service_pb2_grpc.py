@@ -111,11 +111,11 @@ class RunServiceServicer(object):
         """Creates a run, or returns the one that has this id.
 
         Idempotent: repeating the call with an equal request returns the same
-        run. An existing run with another experiment, step policy or late policy
-        fails with RUN_EXISTS; what else differs is ignored. The run id is the
-        request id of this call.
+        run. An existing run with another step policy or late policy fails with
+        RUN_EXISTS; what else differs is ignored, also the experiment, which may
+        have been renamed since. The run id is the request id of this call.
 
-        An experiment that does not exist is created. Fails with
+        A new run's experiment is created if there is none. Fails with
         EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
         the gateway's pattern refuses.
         """

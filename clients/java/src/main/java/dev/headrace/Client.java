@@ -76,7 +76,7 @@ public final class Client implements AutoCloseable {
 
   /**
    * Creates a run, or returns the one that has this id. Fails with {@code RUN_EXISTS} when that one
-   * has other policies or another experiment.
+   * has other policies. Its experiment stays what it is.
    */
   public Run createRun(RunOptions options) {
     CreateRunRequest request = options.request();
