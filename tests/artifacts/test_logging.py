@@ -16,6 +16,8 @@ import pytest
 from headrace import artifact_queue as queues
 from headrace import spool_files
 from headrace.artifact_errors import ArtifactError
+from headrace.settings import load_settings
+from headrace.uploader import deliver
 from headrace.v1.experiment_service_pb2 import CreateWorkspaceRequest
 from headrace.v1.experiment_service_pb2_grpc import WorkspaceServiceStub
 
@@ -234,6 +236,20 @@ def test_what_nobody_put_right_in_time_is_left_for_sync(
     done = headrace_cli("sync")
     assert done.returncode == 0, done.stderr
     assert site.artifacts(run.id).read("a") == source.read_bytes()
+
+
+def test_a_run_that_nobody_creates_does_not_keep_its_uploader_for_ever(
+    site: Site, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.uploader.RUN_PATIENCE_S", 0.5)
+    queue = queues.ArtifactQueue(spool, os.urandom(16).hex())
+    queue.add_bytes(b"kept", "a", "")
+    queue.close()
+    settings = load_settings(address=site.gateway.address, spool_dir=spool)
+    assert deliver(queue.directory, settings, deadline=None) is False
+    status = queues.status_of(queue.directory)
+    assert (status.pending, status.failed) == (1, ())
+    assert "RUN_NOT_FOUND" in status.waits_for
 
 
 def test_the_last_call_for_a_path_wins(site: Site, run: headrace.Run) -> None:

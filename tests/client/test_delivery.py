@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import headrace
 import pytest
 from headrace import spool_files
 from headrace.spool_files import Note, WriterIdentity, spools
 from headrace.status import FAILED, FINISHED
+from headrace.v1.experiment_service_pb2 import ArchiveWorkspaceRequest, CreateWorkspaceRequest
+from headrace.v1.experiment_service_pb2_grpc import WorkspaceServiceStub
 
 from tests.client.database import stored, stored_when
 from tests.client.reading import only_spool
@@ -324,6 +327,22 @@ def test_damage_in_the_spool_loses_only_its_records_and_is_reported(
     ]
 
 
+def test_points_whose_keys_a_power_loss_took_arrive_under_a_key_that_says_so(
+    start: Start, gateway: GatewayProcess, spool_root: Path
+) -> None:
+    run = start(mode="offline")
+    run.log({"a": 1}, 0)
+    keys = only_spool(spool_root) / spool_files.KEYS_FILE
+    whole_entries = keys.stat().st_size
+    run.log({"b": 2}, 1)
+    run.finish()
+    os.truncate(keys, whole_entries)
+    assert sync(gateway, spool_root)["outcome"] == "delivered"
+    found = stored(gateway.dsn, run.id)
+    assert found.of("a") == [(0, 1.0)]
+    assert found.of("headrace/unreadable_key_1") == [(1, 2.0)]
+
+
 def test_attempts_and_ranks_reach_the_gateway(start: Start, gateway: GatewayProcess) -> None:
     first = start(run_id=os.urandom(16).hex(), rank=1, world_size=2)
     first.log({"a": 1}, 0)
@@ -351,6 +370,37 @@ def test_a_late_rank_delivers_although_the_experiment_was_renamed(
     late.finish()
     assert sync(gateway, spool_root)["outcome"] == "delivered"
     assert stored(gateway.dsn, first.id).points == [("a", 0, 1, 0, 1.0), ("a", 1, 1, 0, 2.0)]
+
+
+@pytest.mark.parametrize(
+    "reason", ["EXPERIMENT_DELETED", "WORKSPACE_NOT_FOUND", "WORKSPACE_ARCHIVED"]
+)
+def test_what_is_refused_until_somebody_acts_is_told_at_once_and_stays(
+    start: Start,
+    gateway: GatewayProcess,
+    spool_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+) -> None:
+    name = f"w{os.urandom(6).hex()}"
+    if reason == "EXPERIMENT_DELETED":
+        with headrace.Client(gateway.address) as client:
+            client.create_experiment(name)
+            client.delete_experiment(name)
+    else:
+        monkeypatch.setenv("HEADRACE_WORKSPACE", name)
+    if reason == "WORKSPACE_ARCHIVED":
+        with grpc.insecure_channel(gateway.address) as channel:
+            workspaces = WorkspaceServiceStub(channel)
+            workspaces.CreateWorkspace(CreateWorkspaceRequest(name=name))
+            workspaces.ArchiveWorkspace(ArchiveWorkspaceRequest(name=name))
+    run = start(experiment=name, mode="offline")
+    run.log({"a": 1})
+    run.finish()
+    report = sync(gateway, spool_root, status=1)
+    assert reason in report["text"]
+    assert "the records stay" in report["text"]
+    assert only_spool(spool_root).is_dir()
 
 
 def test_an_idle_sender_notices_the_next_log_call_at_once(

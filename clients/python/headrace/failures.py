@@ -55,6 +55,9 @@ _GIVE_UP_REASONS: Final = frozenset(
         "UNAUTHENTICATED",
         "PERMISSION_DENIED",
         "ATTEMPT_NOT_FOUND",
+        "EXPERIMENT_DELETED",
+        "WORKSPACE_NOT_FOUND",
+        "WORKSPACE_ARCHIVED",
     }
 )
 """`retry never` of error_reason.proto. METHOD_UNKNOWN is not among them: a

@@ -2,9 +2,9 @@
 
 It lives as long as there is something to store or the trainer may add more,
 tries again for as long as a failure may pass, and outlives the trainer. What
-people have to put right (a token, a permission) is waited for while the trainer
-lives; then the queue is left for `headrace sync`. Requests for one path are
-stored in the order of the calls.
+people have to put right (a token, a permission, a run that no sender creates)
+is waited for while the trainer lives; then the queue is left for `headrace
+sync`. Requests for one path are stored in the order of the calls.
 """
 
 import sys
@@ -32,6 +32,8 @@ PATIENCE_S: Final = 60.0
 WAIT_S: Final = 1.0
 WAIT_MAX_S: Final = 10.0
 """Between attempts that failed, doubled from one to the next."""
+RUN_PATIENCE_S: Final = 300.0
+"""A sender may still be about to create the run: many times its longest wait between attempts."""
 _WAITS_FOR_CHARACTERS_MAX: Final = 500
 
 _HOPELESS: Final = frozenset(
@@ -53,6 +55,8 @@ at the gateway or at S3, and must not cost what the queue holds."""
 class _Outcome(Enum):
     STORED = auto()
     FAILED = auto()
+    NO_RUN = auto()
+    """Its run is unknown: a sender may still be about to create it."""
     LATER = auto()
     """A failure that may pass by itself."""
     HELP = auto()
@@ -96,6 +100,7 @@ class Uploader:
 
     def _run(self, transfers: Transfers, *, once: bool) -> bool:
         wait_s = WAIT_S
+        unknown_since: float | None = None
         while True:
             ended = queues.ended(self._queue)  # before looking: nothing comes after it
             batch = self._next_batch()
@@ -108,6 +113,12 @@ class Uploader:
             if outcomes <= {_Outcome.STORED, _Outcome.FAILED}:
                 wait_s = WAIT_S
                 continue
+            if _Outcome.NO_RUN not in outcomes:
+                unknown_since = None
+            elif unknown_since is None:
+                unknown_since = time.monotonic()
+            elif time.monotonic() - unknown_since > RUN_PATIENCE_S:
+                outcomes.add(_Outcome.HELP)
             if once or (ended and _Outcome.HELP in outcomes):
                 return False
             time.sleep(wait_s)
@@ -158,9 +169,9 @@ class Uploader:
             if error.reason not in _HOPELESS:
                 _say(f"{request.path}: {error}; it is tried again")
                 self._waits_for = str(error)
-                # A sender may still be about to create the run.
-                passes = error.retry or error.reason == "RUN_NOT_FOUND"
-                return _Outcome.LATER if passes else _Outcome.HELP
+                if error.reason == "RUN_NOT_FOUND":
+                    return _Outcome.NO_RUN
+                return _Outcome.LATER if error.retry else _Outcome.HELP
             failure = str(error)
         except OSError as error:
             failure = f"{request.logged_as}: {error.strerror or error}"

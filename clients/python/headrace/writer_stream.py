@@ -216,8 +216,10 @@ class WriterStream:
         await self._write(message)
 
     async def _send_keys(self, columns: RecordColumns) -> None:
-        """Defines the keys that were added; names those whose dictionary entry was damaged."""
-        if self._keys.skipped_bytes and columns.series_index:
+        """Defines the keys that were added; names those whose dictionary entry is lost."""
+        # A power loss may also have cut the dictionary between two entries: nothing is skipped.
+        unreadable = self._keys.skipped_bytes or self._watch.ended
+        if unreadable and columns.series_index:
             greatest = max(memoryview(columns.series_index).cast("I"))
             for index in range(greatest + 1):
                 self._keys.keys.setdefault(index, f"headrace/unreadable_key_{index}")
