@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 from rich.table import Table
+from rich.text import Text
 
 from gateway.artifacts.wiring import bucket_settings
 from gateway.blobs import diagnosis as blobs
@@ -77,5 +78,6 @@ def as_table(findings: Sequence[Finding]) -> Table:
     """Return the findings for people."""
     table = Table("", "check", "found", "what to change")
     for finding in findings:
-        table.add_row(_MARKS[finding.health], finding.check, finding.found, finding.remedy)
+        texts = map(Text, (finding.check, finding.found, finding.remedy))
+        table.add_row(_MARKS[finding.health], *texts)
     return table

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from gateway.artifacts.wiring import open_artifacts
 from gateway.cli.options import (
@@ -176,7 +177,7 @@ def _print(outcome: _Outcome, console: Console) -> None:
     for what, run, why in rows[:_ROWS_SHOWN_MAX]:
         ended = "" if run.ended_at is None else run.ended_at.strftime("%Y-%m-%d")
         value = "" if run.value is None else f"{run.value:.6g}"
-        table.add_row(what, run.run_id.hex[:_ID_DIGITS], run.name, ended, value, why)
+        table.add_row(what, run.run_id.hex[:_ID_DIGITS], Text(run.name), ended, value, Text(why))
     if rows:
         console.print(table)
     if len(rows) > _ROWS_SHOWN_MAX:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gateway.cli.options import (
     AsJson,
@@ -102,8 +103,8 @@ def token_list(
     for token in found:
         table.add_row(
             str(token.token_id),
-            token.name,
-            token.workspace,
+            Text(token.name),
+            Text(token.workspace),
             "write" if token.can_write else "read",
             _time(token.created_at),
             _time(token.expires_at),

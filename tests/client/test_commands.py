@@ -12,6 +12,7 @@ from typing import Any
 
 import headrace
 import pytest
+from headrace import spool_files
 from headrace.cli.gateway import ExitCode
 
 from tests.support.gateway_process import GatewayProcess
@@ -203,6 +204,115 @@ def test_tail_prints_what_is_committed_until_the_run_ends(
     assert json.loads(following.stdout.readline())["state"] == "FAILED"
     assert following.wait(30) == 0
     following.stdout.close()
+
+
+def test_tail_begins_with_the_last_points_of_all_attempts(
+    call: Call, train: Callable[..., headrace.Run]
+) -> None:
+    first = train()
+    second = train(run_id=first.id, attempt=2, resume_step=8)
+    assert second.id == first.id
+    text = call("tail", first.id, "epoch", "-n", 12).stdout.splitlines()
+    steps = [int(line.split("step ")[1].split()[0]) for line in text[:-1]]
+    assert steps == [*range(6, 8), *range(10)][-12:]
+
+
+def test_tail_ends_when_it_cannot_be_known_whether_the_run_goes_on(
+    database_dsn: str, call: Call, tmp_path: Path
+) -> None:
+    def token(*arguments: str) -> Any:
+        command = [sys.executable, "-m", "gateway.cli", "token", *arguments, "--dsn", database_dsn]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    with GatewayProcess(database_dsn, tmp_path, arguments=["--auth"]) as gateway:
+        writer, reader = token("create", "writer"), token("create", "reader")
+        run = headrace.init(
+            address=gateway.address, token=writer, spool_dir=tmp_path / "spool", quiet=True
+        )
+        run.log({"loss": 0.0}, 0)
+        eventually(lambda: run.status().committed_records == 1, "the gateway knows the run")
+        with subprocess.Popen(
+            [sys.executable, "-m", "headrace.cli", "tail", run.id],
+            env={**os.environ, "HEADRACE_ADDRESS": gateway.address, "HEADRACE_TOKEN": reader},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as following:
+            assert following.stdout is not None
+            assert "loss" in following.stdout.readline()
+            (number,) = (
+                one["token_id"]
+                for one in json.loads(token("ls", "--json"))
+                if one["name"] == "reader"
+            )
+            token("revoke", str(number))
+            _, said = following.communicate(timeout=90)
+        assert following.returncode == ExitCode.REFUSED
+        assert "UNAUTHENTICATED" in said
+        run.finish()
+
+
+def test_status_tells_and_exits_by_whether_the_gateway_answers(call: Call) -> None:
+    assert call("status").stdout.startswith("gateway 127.0.0.1:")
+    (gateway,) = lines(call("status", "--json"))
+    assert (gateway["answers"], gateway["text"]) == (True, "")
+    nowhere = {"HEADRACE_ADDRESS": "127.0.0.1:1"}
+    down = call("status", environment=nowhere, exit_code=5).stdout
+    assert "gateway 127.0.0.1:1: does not answer\nno spools" in down
+    (gateway,) = lines(call("status", "--json", environment=nowhere, exit_code=5))
+    assert (gateway["gateway"], gateway["answers"]) == ("127.0.0.1:1", False)
+
+
+def test_what_users_named_is_no_markup(
+    call: Call, train: Callable[..., headrace.Run], tmp_path: Path
+) -> None:
+    first, second = train(name="[bold]a[/bold]"), train(name="[/nothing]")
+    compared = call("runs", "compare", first.id, second.id).stdout
+    assert "[bold]a[/bold]" in compared
+    assert "[/nothing]" in compared
+    spool = tmp_path / "[/nothing]"
+    headrace.init(mode="offline", spool_dir=spool, quiet=True).finish()
+    assert "waiting" in call("status", spool).stdout
+
+
+def test_sync_does_not_fail_for_what_was_delivered_meanwhile(tmp_path: Path) -> None:
+    for _ in range(2):
+        run = headrace.init(mode="offline", spool_dir=tmp_path, quiet=True)
+        run.log({"a": 1})
+        run.finish()
+    first, second = spool_files.spools(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-m", "headrace.cli", "sync", str(tmp_path), "--address", "127.0.0.1:1",
+         "--timeout", "4", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+
+        def at_the_first() -> bool:
+            try:
+                opened = [path.readlink() for path in Path(f"/proc/{process.pid}/fd").iterdir()]
+            except OSError:
+                return False
+            return any(path.is_relative_to(first) for path in opened)
+
+        eventually(at_the_first, "a try to send the first")
+        spool_files.remove_spool(second)  # as its own sender does at its end
+        output, _ = process.communicate(timeout=60)
+    reports = [json.loads(line) for line in output.splitlines()]
+    assert [report["outcome"] for report in reports] == ["failed", "delivered"]
+    assert process.returncode == 1
+
+
+def test_login_replaces_a_file_that_cannot_be_read(
+    call: Call, shared_gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    nowhere = {"HEADRACE_ADDRESS": ""}
+    (tmp_path / "login.json").write_text("{damaged")
+    advised = call("experiments", "ls", environment=nowhere, exit_code=2).stderr
+    assert "`headrace login ADDRESS` writes it anew" in advised
+    call("login", environment=nowhere, exit_code=2)
+    call("login", shared_gateway.address, "--token", "", environment=nowhere)
+    assert "Default" in call("experiments", "ls", environment=nowhere).stdout
 
 
 def test_login_stores_for_the_owner_alone_what_the_gateway_accepts(

@@ -268,7 +268,7 @@ def test_sync_leaves_a_spool_to_its_living_sender(
     run = start()
     run.log({"a": 1})
     eventually(lambda: run.status().connected)
-    assert sync(gateway, spool_root)["outcome"] == "sending"
+    assert sync(gateway, spool_root, status=1)["outcome"] == "sending"
 
 
 def test_a_copied_spool_is_refused_and_the_first_one_undisturbed(

@@ -27,17 +27,23 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> Any:
 def test_tokens_are_made_listed_and_revoked(database_dsn: str) -> None:
     environment = {"HEADRACE_GATEWAY_DSN": database_dsn}
     made = run(
-        "token", "create", "alice", "--read-only", "--expires-in", "90d", environment=environment
+        "token", "create", "[/alice]", "--read-only", "--expires-in", "90d", environment=environment
     )
     assert made.returncode == 0
     assert made.stdout.startswith("hr_")
     assert len(made.stdout.strip()) == 3 + 43  # 256 bits
     [listed] = json.loads(run("token", "ls", "--json", environment=environment).stdout)
-    assert (listed["name"], listed["workspace"], listed["can_write"]) == ("alice", "default", False)
+    assert (listed["name"], listed["workspace"], listed["can_write"]) == (
+        "[/alice]",
+        "default",
+        False,
+    )
     assert listed["expires_at"] > listed["created_at"]
     revoked = run("token", "revoke", str(listed["token_id"]), environment=environment)
     assert revoked.returncode == 0
-    assert "revoked" in run("token", "ls", environment=environment).stdout
+    table = run("token", "ls", environment=environment).stdout
+    assert "revoked" in table
+    assert "[/alice]" in table  # a name, no markup
     missing = run("token", "revoke", "999", environment=environment)
     assert (missing.returncode, missing.stderr) == (1, "there is no token 999\n")
 

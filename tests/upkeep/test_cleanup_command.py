@@ -85,7 +85,7 @@ def test_nothing_is_done_unless_told_and_the_report_says_why(database_dsn: str) 
     parent = make_run(database_dsn, "parent")
     names = {
         make_run(database_dsn, "best", ndcg=0.9).hex: "best",
-        make_run(database_dsn, "bad", ndcg=0.1, parent=parent).hex: "bad",
+        make_run(database_dsn, "[/bad]", ndcg=0.1, parent=parent).hex: "[/bad]",
         make_run(database_dsn, "young", days=1, ndcg=0.2, parent=parent).hex: "young",
         make_run(database_dsn, "going", days=None).hex: "going",
         parent.hex: "parent",
@@ -95,7 +95,7 @@ def test_nothing_is_done_unless_told_and_the_report_says_why(database_dsn: str) 
     assert told.returncode == 0, told.stderr
     report = json.loads(told.stdout)
     assert report["dry_run"] is True
-    assert [run["name"] for run in report["delete"]] == ["bad"]
+    assert [run["name"] for run in report["delete"]] == ["[/bad]"]
     assert {names[run["run_id"]]: run["reasons"] for run in report["keep"]} == {
         "best": ["top"],
         "young": ["young"],
@@ -104,12 +104,13 @@ def test_nothing_is_done_unless_told_and_the_report_says_why(database_dsn: str) 
     }
     table = cleanup(database_dsn, *rule).stdout
     assert "it is number 1 by metrics.val_ndcg:max" in table
+    assert " [/bad] " in table  # a name, no markup
     assert "would delete 1 runs, keep 4, purge 0 deleted before" in table
     deleted = "SELECT name FROM runs WHERE deleted_at IS NOT NULL"
     assert not column(database_dsn, deleted)
     done = json.loads(cleanup(database_dsn, *rule, "--execute", "--json").stdout)
-    assert [names[run_id] for run_id in done["deleted"]] == ["bad"]
-    assert column(database_dsn, deleted) == {"bad"}
+    assert [names[run_id] for run_id in done["deleted"]] == ["[/bad]"]
+    assert column(database_dsn, deleted) == {"[/bad]"}
     assert done["purged"] == {"runs": 0, "rows": 0}
 
 

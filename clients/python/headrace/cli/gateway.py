@@ -59,6 +59,11 @@ _REMEDIES: Final = {
 }
 
 
+def exit_code(error: GatewayError) -> ExitCode:
+    """What a command ends with that failed so."""
+    return _CODES.get(error.reason, ExitCode.FAILED)
+
+
 def fail(text: str, code: ExitCode) -> typer.Exit:
     """Say why, and return the exit to raise."""
     sys.stderr.write(f"headrace: {text}\n")
@@ -77,7 +82,7 @@ def failures(address: str = "") -> Iterator[None]:
     except ImportError as error:
         raise fail(str(error), ExitCode.FAILED) from None
     except GatewayError as error:
-        raise fail(_explained(error, address), _CODES.get(error.reason, ExitCode.FAILED)) from None
+        raise fail(_explained(error, address), exit_code(error)) from None
     except HeadraceError as error:
         raise fail(str(error), ExitCode.FAILED) from None
     except BrokenPipeError:  # `headrace runs ls | head`

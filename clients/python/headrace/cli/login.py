@@ -9,7 +9,8 @@ import typer
 from headrace.cli import options
 from headrace.cli.gateway import connected, failures, settings_of
 from headrace.cli.output import print_json, print_line
-from headrace.login_file import Login, login_path, write_login
+from headrace.errors import ConfigurationError
+from headrace.login_file import Login, login_path, read_login, write_login
 
 
 def login(
@@ -35,6 +36,12 @@ def login(
 
     echo "$TOKEN" | headrace login 10.0.0.7:7420 --token -
     """
+    file = login_path(os.environ)
+    if address or os.environ.get("HEADRACE_ADDRESS"):
+        try:
+            read_login(file)
+        except ConfigurationError:  # it is written anew: nothing below shall stumble over it
+            os.environ["HEADRACE_LOGIN_FILE"] = os.devnull
     settings = settings_of(address, tls_ca, workspace)
     given = token if token is not None else os.environ.get("HEADRACE_TOKEN")
     if given == "-":
@@ -55,7 +62,7 @@ def login(
         ) as client:
             next(client.search_experiments(), None)
     with failures():
-        path = write_login(stored, login_path(os.environ))
+        path = write_login(stored, file)
     if as_json:
         print_json({"address": stored.address, "file": str(path), "token": bool(given)})
     else:

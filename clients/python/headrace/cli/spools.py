@@ -11,11 +11,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from headrace import spool_files
 from headrace.artifact_delivery import print_queues, queues_in, sync_queues
 from headrace.cli import options
-from headrace.cli.gateway import ExitCode, fail, settings_of
+from headrace.cli.gateway import ExitCode, exit_code, fail, settings_of
+from headrace.cli.output import print_json, print_line
 from headrace.client import Client
 from headrace.errors import GatewayError, SpoolError
 from headrace.sender import Sender, SenderStoppedError
@@ -31,7 +33,7 @@ class SpoolReport:
     """What `status` and `sync` say of one spool.
 
     Attributes:
-        outcome: `waiting` (nobody delivers it), `sending` (its sender is at
+        outcome: `waiting` (nobody delivers it), `sending` (its own sender is at
             work), `delivered`, `sent` (everything there, but its trainer still
             writes), or `failed`.
         records: in the spool or delivered from it.
@@ -80,7 +82,7 @@ def sync(
         _print(reports, as_json=as_json)
     queues = queues_in(directories or [settings.spool_dir])  # a kept console joined them
     stored = sync_queues(queues, settings, timeout)  # last: the spools create the runs
-    if not stored or any(report.outcome == "failed" for report in reports):
+    if not stored or any(report.outcome not in {"delivered", "sent"} for report in reports):
         raise typer.Exit(ExitCode.FAILED)
 
 
@@ -91,26 +93,37 @@ def status(
         typer.Argument(help="Spools, or directories of spools; default: HEADRACE_SPOOL_DIR."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a spool or queue.")
+        bool, typer.Option("--json", help="One JSON object: the gateway, then each spool or queue.")
     ] = False,
 ) -> None:
     """Show whether the gateway answers, and what is not delivered yet. Changes nothing.
+
+    Exits with 5 when no gateway answers, with 4 when it refuses the token.
 
     headrace status
 
     headrace status --json
     """
     settings = settings_of()
-    if not as_json:
-        sys.stdout.write(f"gateway {settings.address}: {_answer(settings)}\n")
+    failure = _failure(settings)
+    reached = failure is None or exit_code(failure) is not ExitCode.UNREACHABLE
+    if as_json:
+        text = "" if failure is None else str(failure)
+        print_json({"gateway": settings.address, "answers": reached, "text": text})
+    else:
+        answer = ("answers" if failure is None else str(failure)) if reached else "does not answer"
+        print_line(f"gateway {settings.address}: {answer}")
     spools = _spools(directories, settings)
     queues = queues_in(directories or [settings.spool_dir])
     if spools or not queues:
         _print([_inspect(path) for path in spools], as_json=as_json)
     print_queues(queues, as_json=as_json)
+    if failure is not None:
+        raise typer.Exit(exit_code(failure))
 
 
-def _answer(settings: Settings) -> str:
+def _failure(settings: Settings) -> GatewayError | None:
+    """Why the gateway does not serve us; None when it does."""
     try:
         with Client(
             settings.address,
@@ -121,8 +134,8 @@ def _answer(settings: Settings) -> str:
         ) as client:
             next(client.search_experiments(), None)
     except GatewayError as error:
-        return "does not answer" if error.retry else str(error)
-    return "answers"
+        return error
+    return None
 
 
 def _spools(directories: list[Path] | None, settings: Settings) -> list[Path]:
@@ -153,13 +166,15 @@ async def _sync(
     path: Path, settings: Settings, timeout_s: float | None, progress: Progress
 ) -> SpoolReport:
     before = _inspect(path)
-    if before.outcome in {"sending", "failed"}:
+    if before.outcome != "waiting":
         return before
     task = progress.add_task(f"{before.run_id[:12]} rank {before.rank}", total=before.records)
     messages: list[str] = []
     try:
         sender = Sender(path, settings, once=True, log=messages.append)
     except (SpoolError, OSError) as error:
+        if _is_gone(path):
+            return _outcome(before, "delivered", before.records, "")
         return _outcome(before, "failed", before.committed_records, str(error))
 
     async def show() -> None:
@@ -211,9 +226,11 @@ def _inspect(path: Path) -> SpoolReport:
         reader.seek(1 << 62, ended=True)
         reader.close()
     except (SpoolError, OSError) as error:
+        gone = _is_gone(path)
         return SpoolReport(
-            spool=str(path), run_id="", rank=0, attempt=0, outcome="failed",
-            records=0, committed_records=0, bytes=0, text=str(error),
+            spool=str(path), run_id="", rank=0, attempt=0,
+            outcome="delivered" if gone else "failed",
+            records=0, committed_records=0, bytes=0, text="" if gone else str(error),
         )  # fmt: skip
     return SpoolReport(
         spool=str(path),
@@ -228,6 +245,11 @@ def _inspect(path: Path) -> SpoolReport:
     )
 
 
+def _is_gone(path: Path) -> bool:
+    """Whether a spool that was there is not: its own sender has delivered it meanwhile."""
+    return not (path / spool_files.WRITER_FILE).exists()
+
+
 def _print(reports: list[SpoolReport], *, as_json: bool) -> None:
     if as_json:
         for report in reports:
@@ -240,13 +262,13 @@ def _print(reports: list[SpoolReport], *, as_json: bool) -> None:
     table = Table("run", "rank", "attempt", "", "committed", "records", "MB", "")
     for report in reports:
         table.add_row(
-            report.run_id,
+            Text(report.run_id),
             str(report.rank),
             str(report.attempt),
             report.outcome,
             f"{report.committed_records:,}",
             f"{report.records:,}",
             f"{report.bytes / 1e6:.1f}",
-            report.text or report.spool,
+            Text(report.text or report.spool),
         )
     console.print(table)

@@ -1,6 +1,7 @@
 """`headrace tail`: print the points of a run as they are committed."""
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Final
@@ -20,6 +21,9 @@ STATE_INTERVAL_S: Final = 1.0
 
 SETTLE_S: Final = 2.0
 """What was committed last is on its way for less than this."""
+
+_Recent = dict[tuple[str, int], deque[SeriesColumns]]
+"""The last points of each series by key and rank, in pieces."""
 
 
 def tail(
@@ -62,10 +66,11 @@ def _points(
 ) -> Iterator[SeriesColumns]:
     """Yield the last points that are there, then new ones until the run has ended."""
     ended = threading.Event()
+    failures: list[Exception] = []
     threading.Thread(
-        target=_close_when_ended, args=(client, following, run_id, ended), daemon=True
+        target=_close_when_ended, args=(client, following, run_id, ended, failures), daemon=True
     ).start()
-    recent: dict[tuple[str, int], SeriesColumns] | None = {}
+    recent: _Recent | None = {}
     generation = 0
     try:
         for update in following.follow(run_id, keys):
@@ -75,26 +80,34 @@ def _points(
             if update.columns is None:
                 recent = None
     except (GatewayError, ValueError):  # ValueError: the channel is closed
+        if failures:
+            raise failures[0] from None
         if not ended.is_set():
             raise
 
 
-def _new(
-    update: Update, recent: dict[tuple[str, int], SeriesColumns] | None, lines: int
-) -> Iterator[SeriesColumns]:
+def _new(update: Update, recent: _Recent | None, lines: int) -> Iterator[SeriesColumns]:
     """Collect the snapshot, yield its last points at its end; afterwards yield what comes."""
     columns = update.columns
     if recent is None:
         if columns is not None:
             yield columns
     elif columns is not None:
-        recent[columns.key, columns.rank] = _last(columns, lines)
+        pieces = recent.setdefault((columns.key, columns.rank), deque())
+        pieces.append(columns)
+        surplus = sum(map(len, pieces)) - lines
+        while surplus > 0:
+            first = pieces.popleft()
+            if len(first) > surplus:
+                pieces.appendleft(_last(first, len(first) - surplus))
+            surplus -= len(first)
     else:
-        yield from recent.values()
+        for pieces in recent.values():
+            yield from pieces
 
 
 def _last(columns: SeriesColumns, count: int) -> SeriesColumns:
-    start = max(0, len(columns) - count)
+    start = len(columns) - count
     return SeriesColumns(
         key=columns.key,
         rank=columns.rank,
@@ -106,13 +119,23 @@ def _last(columns: SeriesColumns, count: int) -> SeriesColumns:
 
 
 def _close_when_ended(
-    client: Client, following: Client, run_id: str, ended: threading.Event
+    client: Client,
+    following: Client,
+    run_id: str,
+    ended: threading.Event,
+    failures: list[Exception],
 ) -> None:
-    """Ends the following read once the run has ended and its last points had time to come."""
+    """Ends the following read once the run has ended and its last points had time to come.
+
+    Ends it too when that cannot be known, and says why in `failures`.
+    """
     pause = threading.Event()
-    while client.run(run_id).state == "RUNNING":
-        pause.wait(STATE_INTERVAL_S)
-    pause.wait(SETTLE_S)
+    try:
+        while client.run(run_id).state == "RUNNING":
+            pause.wait(STATE_INTERVAL_S)
+        pause.wait(SETTLE_S)
+    except Exception as error:  # nobody else would end it
+        failures.append(error)
     ended.set()
     following.close()
 
