@@ -1,6 +1,7 @@
 """The canary's conversation with a gateway: open, write, wait, read, compare; for ever.
 
-A gateway that is away is waited for and nothing is lost by that: the writer
+Without a number of beats a gateway that is away is waited for, however long;
+with one it may fail as many times in a row. Nothing is lost by that: the writer
 resumes from the gateway's watermark, as every client does. A run is finished
 and replaced after `run_records` records, so that none grows without bound.
 """
@@ -26,6 +27,14 @@ _LOG = structlog.get_logger(__name__)
 KEY: Final = "canary/value"
 CALL_DEADLINE_S: Final = 30.0
 RETRY_S: Final = 1.0
+_HOPELESS: Final = frozenset(
+    {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+    }
+)
+"""What the next try would meet again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +42,9 @@ class Target:
     """Which gateway, and how to talk to it.
 
     Attributes:
-        address: host:port.
+        address: host:port, or https://host:port for TLS.
         token: bearer token; empty: none.
-        root_certificates: PEM authorities for TLS; None: plain text.
+        root_certificates: PEM authorities for TLS; None: the public ones, if TLS is asked for.
         experiment: name of the experiment that the runs belong to.
     """
 
@@ -47,10 +56,11 @@ class Target:
     def channel(self) -> grpc.aio.Channel:
         """Open a channel; nothing is sent."""
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 1_000)]
-        if self.root_certificates is None:
-            return grpc.aio.insecure_channel(self.address, options=options)
+        target = self.address.removeprefix("https://")
+        if target == self.address and self.root_certificates is None:
+            return grpc.aio.insecure_channel(target, options=options)
         credentials = grpc.ssl_channel_credentials(self.root_certificates)
-        return grpc.aio.secure_channel(self.address, credentials, options=options)
+        return grpc.aio.secure_channel(target, credentials, options=options)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -64,7 +74,7 @@ class Pace:
     Attributes:
         interval_s: between two beats.
         records: log calls of a beat, one point each.
-        beats: after so many it ends; 0: never.
+        beats: after so many it ends, or after so many failures in a row; 0: never.
         run_records: records of a run before the next begins.
     """
 
@@ -85,14 +95,20 @@ class _Writer:
     acknowledged: int = 0
 
 
-async def watch(target: Target, pace: Pace, measurements: Measurements) -> None:
-    """Beat until `pace.beats` are done or the task is cancelled."""
-    done = 0
+async def watch(target: Target, pace: Pace, measurements: Measurements) -> bool:
+    """Beat until `pace.beats` are done or the task is cancelled.
+
+    Returns:
+        Whether they are done; False when the gateway failed so many times in a
+        row, or refused for good. Never without a number of beats.
+    """
+    done = failed = 0
     writer = _Writer()
 
     def beat_done() -> bool:
-        nonlocal done
+        nonlocal done, failed
         done += 1
+        failed = 0
         return bool(pace.beats) and done >= pace.beats
 
     async with target.channel() as channel:
@@ -100,16 +116,20 @@ async def watch(target: Target, pace: Pace, measurements: Measurements) -> None:
         while True:
             try:
                 ended = await conversation.hold(writer, pace, beat_done)
-            except grpc.aio.AioRpcError as error:
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
                 measurements.failed()
+                failed += 1
+                code, detail = _explained(error)
                 _LOG.warning(
                     "the gateway failed the canary",
-                    address=target.address, code=error.code().name, detail=error.details(),
+                    address=target.address, code=code.name, detail=detail,
                 )  # fmt: skip
-                await asyncio.sleep(min(RETRY_S, pace.interval_s))
+                if pace.beats and (code in _HOPELESS or failed >= pace.beats):
+                    return False
+                await asyncio.sleep(RETRY_S)
                 continue
             if ended:
-                return
+                return True
             writer = _Writer()
 
 
@@ -129,6 +149,7 @@ class _Conversation:
 
         Raises:
             grpc.aio.AioRpcError: the gateway is away, or drains.
+            TimeoutError: its stream is silent.
         """
         await self._runs.CreateRun(
             run_service_pb2.CreateRunRequest(
@@ -214,7 +235,7 @@ class _Conversation:
 
 
 class _Stream:
-    """One open WriteMetrics call.
+    """One open WriteMetrics call; whatever waits for it does so for CALL_DEADLINE_S at most.
 
     Its reader task is never cancelled: the call is.
 
@@ -248,16 +269,18 @@ class _Stream:
 
     async def wait(self, sequence: int) -> None:
         """Wait until the watermark reaches a sequence."""
-        while self.committed < sequence:
-            if self._reader.done():
-                raise await _failure(self._call)
-            self._moved.clear()
-            await self._moved.wait()
+        async with asyncio.timeout(CALL_DEADLINE_S):
+            while self.committed < sequence:
+                if self._reader.done():
+                    raise await _failure(self._call)
+                self._moved.clear()
+                await self._moved.wait()
 
     async def finish(self, last_sequence: int) -> None:
         """Finish the writer and wait for the answer."""
         await self._send(finish=wire.FinishWriter(last_sequence=last_sequence))
-        await asyncio.wait([self._reader])
+        async with asyncio.timeout(CALL_DEADLINE_S):
+            await asyncio.wait([self._reader])
 
     async def close(self) -> None:
         """End the call, if it has not ended."""
@@ -276,7 +299,8 @@ class _Stream:
 
     async def _send(self, **message: Any) -> None:
         try:
-            await self._call.write(wire.WriteMetricsRequest(**message))
+            async with asyncio.timeout(CALL_DEADLINE_S):
+                await self._call.write(wire.WriteMetricsRequest(**message))
         except asyncio.InvalidStateError:
             raise await _failure(self._call) from None
 
@@ -292,8 +316,9 @@ async def _opened(
         incarnation=writer.incarnation,
         attempt=1,
     )
-    await call.write(wire.WriteMetricsRequest(open=opening))
-    answer = await call.read()
+    async with asyncio.timeout(CALL_DEADLINE_S):
+        await call.write(wire.WriteMetricsRequest(open=opening))
+        answer = await call.read()
     if answer is grpc.aio.EOF:
         raise await _failure(call)
     stream = _Stream(call, answer.opened.committed_sequence)
@@ -302,6 +327,12 @@ async def _opened(
         yield stream
     finally:
         await stream.close()
+
+
+def _explained(error: grpc.aio.AioRpcError | TimeoutError) -> tuple[grpc.StatusCode, str | None]:
+    if isinstance(error, TimeoutError):
+        return grpc.StatusCode.DEADLINE_EXCEEDED, f"the stream was silent for {CALL_DEADLINE_S} s"
+    return error.code(), error.details()
 
 
 async def _failure(call: Any) -> grpc.aio.AioRpcError:

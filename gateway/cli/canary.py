@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from headrace.errors import ConfigurationError
+from headrace.settings import parse_address
 from prometheus_client import start_http_server
 from rich.console import Console
 from rich.table import Table
@@ -21,13 +23,18 @@ from gateway.config import SettingsError
 def canary_command(
     *,
     address: Annotated[
-        str, typer.Option(envvar="HEADRACE_ADDRESS", help="host:port of the gateway.")
+        str,
+        typer.Option(envvar="HEADRACE_ADDRESS", help="host:port, or https://host:port for TLS."),
     ] = "127.0.0.1:7420",
     token: Annotated[
         str, typer.Option(envvar="HEADRACE_TOKEN", help="Bearer token.", show_default=False)
     ] = "",
     tls_ca: Annotated[
-        Path | None, typer.Option(help="PEM authorities of the gateway's certificate: use TLS.")
+        Path | None,
+        typer.Option(
+            envvar="HEADRACE_TLS_CA",
+            help="PEM authorities of the gateway's certificate, not the public ones: use TLS.",
+        ),
     ] = None,
     interval_s: Annotated[float, typer.Option(min=0.01, help="Seconds between beats.")] = 1.0,
     records: Annotated[int, typer.Option(min=1, max=1_000, help="Log calls of a beat.")] = 10,
@@ -45,11 +52,17 @@ def canary_command(
 
       headrace-gateway canary --beats 10 --metrics-listen off --json      # a check, for scripts
 
+    With --beats it ends too after so many failures in a row, and at once when it is refused.
+
     Exit status: 0 all that was acknowledged was read back, once and in order; 1 it was not,
-    or nothing was; 2 the flags are bad.
+    or not all beats were done; 2 the flags are bad.
     """
     if tls_ca is not None and not tls_ca.is_file():
         raise SettingsError([f"--tls-ca {tls_ca}: there is no such file"])
+    try:
+        address = parse_address(address)
+    except ConfigurationError as error:
+        raise SettingsError([str(error)]) from None
     measurements = Measurements()
     if metrics_listen != "off":
         host, _, port = metrics_listen.rpartition(":")
@@ -62,7 +75,7 @@ def canary_command(
         root_certificates=tls_ca.read_bytes() if tls_ca is not None else None,
     )
     pace = Pace(interval_s=interval_s, records=records, beats=beats)
-    asyncio.run(_until_terminated(target, pace, measurements))
+    complete = asyncio.run(_until_terminated(target, pace, measurements))
     report = measurements.report()
     if json_:
         typer.echo(json.dumps(report))
@@ -71,13 +84,15 @@ def canary_command(
         for name, value in report.items():
             table.add_row(name, f"{value:,}")
         Console().print(table)
-    if not measurements.healthy:
+    if not (complete and measurements.healthy):
         raise typer.Exit(1)
 
 
-async def _until_terminated(target: Target, pace: Pace, measurements: Measurements) -> None:
+async def _until_terminated(target: Target, pace: Pace, measurements: Measurements) -> bool:
+    """Return False when the canary gave up."""
     task = asyncio.create_task(watch(target, pace, measurements))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
-        await task
+        return await task
+    return True

@@ -2,11 +2,16 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import urllib.request
 from functools import partial
 from pathlib import Path
+
+import pytest
+import trustme
 
 from benchmarks.site import free_port
 from gateway.canary.measurements import Measurements
@@ -74,6 +79,67 @@ def test_a_gateway_that_is_away_is_waited_for_and_counted() -> None:
     assert process.returncode == 1
 
 
+def test_a_number_of_beats_is_also_the_most_failures_in_a_row() -> None:
+    done = canary("127.0.0.1:9", "--beats", "2", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout.splitlines()[-1])["failures"] == 2
+
+
+def test_a_refusal_ends_a_number_of_beats_at_once(database_dsn: str, tmp_path: Path) -> None:
+    with GatewayProcess(database_dsn, tmp_path, arguments=["--auth"]) as gateway:
+        done = canary(gateway.address, "--token", "hr_wrong", "--beats", "1000", "--json")
+    assert done.returncode == 1
+    assert "UNAUTHENTICATED" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["failures"] == 1
+
+
+async def test_a_silent_stream_is_a_failure(
+    gateway: GatewayProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.canary.probe.CALL_DEADLINE_S", 2.0)
+    measurements = Measurements()
+    target, pace = Target(address=gateway.address), Pace(interval_s=0.5, records=5)
+    task = asyncio.create_task(watch(target, pace, measurements))
+    async with asyncio.timeout(90):
+        await eventually_async(partial(_beaten, measurements, 2), "2 beats")
+        os.kill(gateway.pid, signal.SIGSTOP)  # between two beats: the next one waits on the stream
+        try:
+            await eventually_async(lambda: measurements.report()["failures"], "a failure")
+        finally:
+            os.kill(gateway.pid, signal.SIGCONT)
+        beats = measurements.report()["beats"]
+        await eventually_async(partial(_beaten, measurements, beats + 2), "beats again")
+    task.cancel()
+    assert measurements.healthy
+
+
+def test_the_address_and_the_authorities_are_those_of_the_client(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
+    pair = ["--tls-certificate", f"{tmp_path}/certificate.pem", "--tls-key", f"{tmp_path}/key.pem"]
+    with GatewayProcess(database_dsn, tmp_path, arguments=pair) as gateway:
+        # The second variable is how gRPC is told of public authorities other than its own.
+        for variable in ("HEADRACE_TLS_CA", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
+            done = subprocess.run(
+                [PROGRAM, "canary", "--beats", "1", "--metrics-listen", "off"],
+                env={
+                    **os.environ,
+                    "HEADRACE_ADDRESS": f"https://{gateway.address}",
+                    variable: str(tmp_path / "ca.pem"),
+                },
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_faults_are_exported_as_zero_from_the_first_scrape(
     shared_gateway: GatewayProcess,
 ) -> None:
@@ -97,6 +163,9 @@ def test_bad_flags_are_named() -> None:
     done = canary("127.0.0.1:9", "--tls-ca", "/nowhere.pem")
     assert done.returncode == 2
     assert "--tls-ca /nowhere.pem" in done.stderr
+    done = canary("nonsense")
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
 
 
 def _beaten(measurements: Measurements, beats: int) -> bool:

@@ -102,7 +102,7 @@ def load_settings(
         return value if value is not None else variables.get(f"HEADRACE_{name}", default)
 
     login = read_login(login_path(variables))
-    chosen_address = _address(text(address, "ADDRESS") or login.address or DEFAULT_ADDRESS)
+    chosen_address = parse_address(text(address, "ADDRESS") or login.address or DEFAULT_ADDRESS)
     if chosen_address != login.address:
         login = Login()
     chosen_mode = text(mode, "MODE", "online")
@@ -150,7 +150,7 @@ def default_spool_dir() -> Path:
     return platformdirs.user_state_path("headrace", appauthor=False) / "spool"
 
 
-def _address(value: str) -> str:
+def parse_address(value: str) -> str:
     """`host:port`, with or without `https://` (or `http://`, which is dropped).
 
     Raises:
