@@ -14,7 +14,10 @@ import headrace
 import pytest
 from headrace import spool_files
 from headrace.cli.gateway import ExitCode
+from headrace.client import Client
+from headrace.v1.run_service_pb2 import ReopenRunRequest
 
+from tests.client.database import fetch
 from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually
 
@@ -217,39 +220,30 @@ def test_tail_begins_with_the_last_points_of_all_attempts(
     assert steps == [*range(6, 8), *range(10)][-12:]
 
 
-def test_tail_ends_when_it_cannot_be_known_whether_the_run_goes_on(
-    database_dsn: str, call: Call, tmp_path: Path
+def test_tail_ends_when_it_cannot_ask_whether_the_run_goes_on(
+    shared_gateway: GatewayProcess, tmp_path: Path
 ) -> None:
-    def token(*arguments: str) -> Any:
-        command = [sys.executable, "-m", "gateway.cli", "token", *arguments, "--dsn", database_dsn]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    with GatewayProcess(database_dsn, tmp_path, arguments=["--auth"]) as gateway:
-        writer, reader = token("create", "writer"), token("create", "reader")
-        run = headrace.init(
-            address=gateway.address, token=writer, spool_dir=tmp_path / "spool", quiet=True
-        )
-        run.log({"loss": 0.0}, 0)
-        eventually(lambda: run.status().committed_records == 1, "the gateway knows the run")
-        with subprocess.Popen(
-            [sys.executable, "-m", "headrace.cli", "tail", run.id],
-            env={**os.environ, "HEADRACE_ADDRESS": gateway.address, "HEADRACE_TOKEN": reader},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as following:
-            assert following.stdout is not None
-            assert "loss" in following.stdout.readline()
-            (number,) = (
-                one["token_id"]
-                for one in json.loads(token("ls", "--json"))
-                if one["name"] == "reader"
-            )
-            token("revoke", str(number))
-            _, said = following.communicate(timeout=90)
-        assert following.returncode == ExitCode.REFUSED
-        assert "UNAUTHENTICATED" in said
-        run.finish()
+    run = headrace.init(address=shared_gateway.address, spool_dir=tmp_path / "spool", quiet=True)
+    run.log({"loss": 0.0}, 0)
+    eventually(lambda: run.status().committed_records == 1, "the gateway knows the run")
+    run.finish()
+    with Client(shared_gateway.address) as client:
+        client._call(client._run_service.ReopenRun, ReopenRunRequest(run_id=run.id))
+    with subprocess.Popen(
+        [sys.executable, "-m", "headrace.cli", "tail", run.id],
+        env={**os.environ, "HEADRACE_ADDRESS": shared_gateway.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as following:
+        assert following.stdout is not None
+        assert "loss" in following.stdout.readline()
+        purge = "UPDATE runs SET deleted_at = now(), purged_at = now() WHERE run_id = $1"
+        fetch(shared_gateway.dsn, purge, uuid.UUID(run.id))
+        _, said = following.communicate(timeout=60)
+    assert following.returncode == ExitCode.NOT_FOUND
+    assert "RUN_PURGED" in said
+    assert "Traceback" not in said
 
 
 def test_status_tells_and_exits_by_whether_the_gateway_answers(call: Call) -> None:
