@@ -8,6 +8,7 @@ from pathlib import Path
 import headrace
 from headrace.spool_files import spools
 from headrace.status import FINISHED
+from headrace.v1.run_service_pb2 import RUN_STATE_RUNNING
 
 from tests.client.database import stored_when
 from tests.client.fork_trainer import CALLS_EACH, WORKERS_THAT_LOG
@@ -79,6 +80,35 @@ def test_what_forked_workers_log_arrives_once_by_senders_of_their_own(
     for key, steps in workers_points(ONLINE_ROUNDS).items():
         assert [step for step, _ in found.of(key)] == steps
     eventually(lambda: not spools(root))
+
+
+def test_a_worker_of_any_rank_that_ends_without_a_word_fails_nothing(
+    gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    script = (
+        "import os, sys, headrace\n"
+        "run = headrace.init(sys.argv[1], rank=1, world_size=2, quiet=True)\n"
+        "run.log({'parent': 1}, 0)\n"
+        "if os.fork() == 0:\n"
+        "    run.log({'child': 1}, 0)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "run.finish(60)\n"
+    )
+    run_id, root = os.urandom(16).hex(), tmp_path / "spool"
+    subprocess.run(
+        [sys.executable, "-c", script, run_id],
+        env={
+            **os.environ,
+            "HEADRACE_ADDRESS": gateway.address,
+            "HEADRACE_SPOOL_DIR": str(root),
+        },
+        check=True,
+    )
+    eventually(lambda: not spools(root))  # what a sender has to say, it has said
+    found = stored_when(gateway.dsn, run_id, lambda now: now.finished_writers == 2)
+    assert {key for key, *_ in found.points} == {"parent", "child"}
+    assert found.state == RUN_STATE_RUNNING
 
 
 def test_a_forked_child_may_leave_through_the_interpreters_end(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ class Recorder:
             facts={},
             system_metrics_interval_s=0.0,
             ends_run=False,
+            forked=True,
             trainer_pid=self._pid,
             created_us=time.time_ns() // 1_000,
         )

@@ -252,9 +252,9 @@ class Sender:
         self._run_created = True
 
     async def _finish_run(self) -> None:
-        """Ends the run, if this writer's end is the run's, or if its process failed."""
+        """Ends the run, if this writer's end is the run's, or if a rank's own process failed."""
         state = self._watch.state
-        if not self.identity.ends_run and (state == FINISHED or self._is_forked_child()):
+        if self.identity.forked or (state == FINISHED and not self.identity.ends_run):
             return
         wait_s = BACKOFF_S
         while True:
@@ -294,10 +294,6 @@ class Sender:
         deadline = time.monotonic() + CONSOLE_TIMEOUT_S
         if not await asyncio.to_thread(deliver, queue.directory, self._settings, deadline=deadline):
             self._log("the console's copy is not stored yet; headrace sync tries again")
-
-    def _is_forked_child(self) -> bool:
-        """A child of rank 0 says nothing of the run's end; rank 0 does."""
-        return self.identity.rank == 0
 
     def _judge(self, failure: Failure) -> None:
         """Raises SenderStoppedError when trying again is of no use."""

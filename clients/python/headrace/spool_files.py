@@ -63,6 +63,7 @@ class WriterIdentity:
             environment; empty but in rank 0's own process, which speaks for the run.
         ends_run: whether the end of this writer is the end of the run (rank 0's
             own process; no forked child and no other rank).
+        forked: whether the writer is a forked child, which says nothing of the run's end.
         system_metrics_interval_s: how often the sender samples the machine; 0: never.
         trainer_pid: for people and system metrics; liveness is told by the lock.
     """
@@ -83,6 +84,7 @@ class WriterIdentity:
     facts: Mapping[str, str] = field(default_factory=dict)
     system_metrics_interval_s: float = 0.0
     ends_run: bool
+    forked: bool = False
     trainer_pid: int
     created_us: int
     format: int = FORMAT
@@ -117,6 +119,8 @@ class WriterIdentity:
                 )
             content["resume_exempt_keys"] = tuple(content["resume_exempt_keys"])
             content["origin"] = Origin(**content["origin"])
+            # Spools of before say so only of rank 0, whose children alone do not end its run.
+            content.setdefault("forked", content["rank"] == 0 and not content["ends_run"])
             return cls(**{known.name: content[known.name] for known in fields(cls)})
         except FileNotFoundError:
             raise SpoolError(f"{directory} is no spool: it has no {WRITER_FILE}") from None
