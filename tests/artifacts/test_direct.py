@@ -1,17 +1,19 @@
 """Past the gateway: chosen by itself, given up by itself, verified all the same."""
 
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trustme
 from headrace.artifact_errors import FileChangedError
 from headrace.v1 import artifact_service_pb2 as pb
 
 from tests.artifacts.conftest import MIB, BucketAccess, Site, open_site
 from tests.artifacts.test_faults import begun, refusal, visible
-from tests.support.s3_faults import Fault, S3Faults, Seen
+from tests.support.s3_faults import Fault, S3Faults, Seen, s3_faults
 from tests.support.waiting import eventually
 
 Make = Callable[..., Path]
@@ -51,6 +53,32 @@ def test_a_server_that_clients_cannot_reach_costs_nothing_but_the_direct_way(
     assert (tmp_path / "b").read_bytes() == source.read_bytes()
     assert sorted(faults.parts_stored()) == [1, 2, 3]
     assert past_the_gateway(faults.seen) == []
+
+
+def test_parts_go_past_the_gateway_over_tls_several_at_once(
+    database_dsn: str,
+    tmp_path: Path,
+    bucket: BucketAccess,
+    make_file: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    with (
+        s3_faults(bucket.endpoint_url, tls=tls) as encrypted,
+        open_site(
+            database_dsn, tmp_path / "gateway", bucket, s3_public_endpoint_url=encrypted.url
+        ) as site,
+    ):
+        artifacts, source = site.artifacts(site.create_run(), direct="always"), make_file(100 * MIB)
+        artifacts.upload(source, "a")
+        artifacts.download("a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == source.read_bytes()
+    assert sorted(encrypted.parts_stored()) == [1, 2, 3, 4, 5, 6, 7]
+    assert [each.method for each in past_the_gateway(encrypted.seen)] == ["PUT"] * 7 + ["GET"] * 7
 
 
 def test_an_operator_can_switch_it_off(

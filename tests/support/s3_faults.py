@@ -7,6 +7,7 @@ often as it says; every request is recorded.
 
 import asyncio
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -211,8 +212,8 @@ def _raw(url: str) -> Any:
 
 
 @contextmanager
-def s3_faults(target: str) -> Iterator[S3Faults]:
-    """Run a proxy before the server at `target` in a thread of its own."""
+def s3_faults(target: str, *, tls: ssl.SSLContext | None = None) -> Iterator[S3Faults]:
+    """Run a proxy before the server at `target` in a thread of its own; with `tls`, over HTTPS."""
     proxy = S3Faults(target=target)
     loop = asyncio.new_event_loop()
     ready = threading.Event()
@@ -223,11 +224,11 @@ def s3_faults(target: str) -> Iterator[S3Faults]:
         application.router.add_route("*", "/{path:.*}", proxy._handle)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.2)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
         await site.start()
         assert site._server is not None
         port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
-        proxy.url = f"http://127.0.0.1:{port}"
+        proxy.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         ready.set()
         await stopping.wait()
         await runner.cleanup()

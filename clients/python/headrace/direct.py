@@ -1,13 +1,15 @@
 """Straight to the S3 server: PUT and GET of signed URLs, over plain sockets.
 
-The kernel copies file to socket where it can (`sendfile`), so that a part
-costs the client almost nothing. Every failure is a DirectError: the caller
-goes through the gateway instead.
+The kernel copies file to socket where nothing is encrypted (`sendfile`), so
+that a part costs the client almost nothing. Every failure is a DirectError: the
+caller goes through the gateway instead.
 """
 
 import contextlib
 import hashlib
 import http.client
+import os
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +53,8 @@ class DirectConnections:
     ) -> None:
         """Send `length` bytes of a file from `offset` as a PUT's body.
 
+        Other threads may send other ranges of the file meanwhile.
+
         Raises:
             DirectError: it was not answered by 200.
         """
@@ -62,7 +66,7 @@ class DirectConnections:
             connection.endheaders()
             end = offset + length
             while offset < end:
-                sent = connection.sock.sendfile(file, offset, min(_SEND_BYTES, end - offset))
+                sent = _send(connection.sock, file, offset, min(_SEND_BYTES, end - offset))
                 if not sent:
                     raise DirectError("the file became shorter", connected=True)
                 offset += sent
@@ -136,6 +140,16 @@ class DirectConnections:
             raise
         with self._lock:
             self._idle.setdefault(server, []).append(connection)
+
+
+def _send(to: socket.socket, file: IO[bytes], offset: int, length: int) -> int:
+    """Send a range of a file; return how many bytes went, 0 at its end."""
+    if not isinstance(to, ssl.SSLSocket):
+        return to.sendfile(file, offset, length)
+    # Its `sendfile` would seek, and all parts of the file share one position.
+    piece = os.pread(file.fileno(), min(_READ_BYTES, length), offset)
+    to.sendall(piece)
+    return len(piece)
 
 
 def _connected(server: _Server) -> http.client.HTTPConnection:
