@@ -116,6 +116,7 @@ class LibrarySteps(Steps):
             resume_step=step.get("resume_step"),
             resume_exempt_keys=tuple(step.get("resume_exempt_keys", ())),
             ends_run=False,
+            forked=True,  # the scenarios end their runs themselves
             trainer_pid=os.getpid(),
             created_us=time.time_ns() // 1_000,
         )
