@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,6 +155,22 @@ def test_a_killed_sender_is_replaced_and_nothing_is_sent_twice(
     status = run.finish(timeout=60)
     assert status.done
     assert stored(gateway.dsn, run.id).of("a") == [(n, float(n)) for n in range(4_000)]
+
+
+def test_senders_that_die_one_after_another_are_warned_of_once(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = start(address="https://127.0.0.1:1", tls_ca=str(tmp_path / "missing.pem"))
+
+    def warned() -> bool:
+        run.log({"a": 1})
+        return any("times in a row" in record.getMessage() for record in caplog.records)
+
+    eventually(warned, "a warning")
+    (told,) = [each for each in caplog.records if "times in a row" in each.getMessage()]
+    named = re.search(r"(/\S+sender\.log) says why", told.getMessage())
+    assert named is not None
+    assert "missing.pem" in Path(named[1]).read_text()
 
 
 TRAINER = """

@@ -2,10 +2,13 @@
 
 import asyncio
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import headrace
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -104,6 +107,28 @@ async def test_clients_show_a_certificate_when_asked(database_dsn: str, tmp_path
         for bad in (trusting(), trusting(trustme.CA().issue_cert("client"))):
             with pytest.raises(grpc.aio.AioRpcError):
                 await check_health(gateway.address, bad)
+
+
+def test_a_relative_authority_is_found_by_senders_and_by_commands_run_elsewhere(
+    tls_gateway: GatewayProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.chdir(tmp_path)
+    address = f"https://{tls_gateway.address}"
+    with headrace.init(
+        address=address, tls_ca="ca.pem", spool_dir=tmp_path / "spool", quiet=True
+    ) as run:
+        run.log({"loss": 1.0})
+    assert run.status().done
+
+    monkeypatch.setenv("HEADRACE_LOGIN_FILE", str(tmp_path / "login.json"))
+    command = [sys.executable, "-m", "headrace.cli"]
+    login = [*command, "login", address, "--tls-ca", "ca.pem", "--token", ""]
+    subprocess.run(login, check=True, timeout=60)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    listed = [*command, "runs", "show", run.id]
+    subprocess.run(listed, check=True, timeout=60, stdout=subprocess.DEVNULL)
 
 
 def test_a_bad_certificate_at_start_is_said_to_be(database_dsn: str, tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ TICK_US: Final = 200_000
 ENSURE_TICKS: Final = 10
 """Every so many ticks a log call looks whether the sender still runs, and what it reports."""
 
+DEATHS_TOLD: Final = 3
+"""So many senders that die one after another are no accident: the trainer warns."""
+
 DEFERRED_MAX: Final = 1_000
 """Calls that a signal handler makes in the middle of another one."""
 
@@ -101,7 +104,7 @@ class Recorder:
             status = self.status()
             if status.done or status.stopped:
                 return
-            self._sender.ensure()
+            self._ensure_sender(self._sender)
             time.sleep(min(wait_s, max(0.0, deadline - time.monotonic())))
             wait_s = min(wait_s * 1.5, 0.1)
 
@@ -331,9 +334,16 @@ class Recorder:
         self._sender.wake()
         self._ticks += 1
         if self._ticks % ENSURE_TICKS == 0:
-            if not self._sender.ensure():
-                self.warn("stopped", f"the sender stopped: {self.status().stopped}")
+            self._ensure_sender(self._sender)
             self.report_rejections(self.status())
+
+    def _ensure_sender(self, sender: SenderProcess) -> None:
+        """Starts the sender again if it died; warns of one that gave up or dies each time."""
+        if not sender.ensure():
+            self.warn("stopped", f"the sender stopped: {self.status().stopped}")
+        elif sender.deaths >= DEATHS_TOLD:
+            died = f"the sender died {sender.deaths} times in a row"
+            self.warn("dying", f"{died}; {sender.log} says why")
 
     def report_rejections(self, status: RunStatus) -> None:
         """Warns once when the gateway refused metadata."""

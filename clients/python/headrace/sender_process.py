@@ -24,20 +24,31 @@ RESTART_WAIT_S: Final = 1.0
 RESTART_WAIT_MAX_S: Final = 60.0
 """Between two starts of a sender that dies; doubled each time."""
 
+LIVED_S: Final = 60.0
+"""A sender that dies after so long did its work; its death is the first in a row."""
+
 _NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 """A trainer that restored SIGPIPE must not die of its sender's death."""
 
 
 class SenderProcess:
-    """The sender of one spool."""
+    """The sender of one spool.
+
+    Attributes:
+        log: the file of what senders had to say.
+        deaths: how many senders in a row died young, whose successor was started.
+    """
 
     def __init__(self, directory: Path, settings: Settings) -> None:
+        self.log = directory / spool_files.SENDER_LOG
         self._directory = directory
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._wake: socket.socket | None = None
         self._restart_wait_s = RESTART_WAIT_S
         self._restart_at = 0.0
+        self._started_at = 0.0
+        self.deaths = 0
 
     def start(self) -> None:
         """Starts the program.
@@ -49,7 +60,7 @@ class SenderProcess:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            with theirs, (self._directory / spool_files.SENDER_LOG).open("ab") as log:
+            with theirs, self.log.open("ab") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "headrace.sender", os.fspath(self._directory)],
                     stdin=theirs.fileno(),
@@ -67,6 +78,7 @@ class SenderProcess:
             ours.close()
             raise
         self._wake = ours
+        self._started_at = time.monotonic()
 
     def wake(self) -> None:
         """Tells an idle sender that there is something; costs one system call."""
@@ -87,6 +99,10 @@ class SenderProcess:
         now = time.monotonic()
         if now < self._restart_at:
             return True
+        if process is not None and process.returncode != 0:
+            if now - self._started_at > LIVED_S:
+                self.deaths, self._restart_wait_s = 0, RESTART_WAIT_S
+            self.deaths += 1
         self._restart_at = now + self._restart_wait_s
         self._restart_wait_s = min(2 * self._restart_wait_s, RESTART_WAIT_MAX_S)
         with contextlib.suppress(OSError):

@@ -125,9 +125,9 @@ def load_settings(
     return Settings(
         address=chosen_address,
         token=text(token, "TOKEN", login.token),
-        tls_ca=text(tls_ca, "TLS_CA", login.tls_ca),
+        tls_ca=_absolute(text(tls_ca, "TLS_CA", login.tls_ca)),
         workspace=text(workspace, "WORKSPACE", login.workspace),
-        spool_dir=Path(directory).expanduser().absolute() if directory else default_spool_dir(),
+        spool_dir=Path(_absolute(directory)) if directory else default_spool_dir(),
         spool_bytes_max=int(
             _number(spool_bytes_max, variables, "SPOOL_BYTES_MAX", DEFAULT_SPOOL_BYTES_MAX)
         ),
@@ -148,6 +148,11 @@ def default_spool_dir() -> Path:
     import platformdirs  # noqa: PLC0415 - only where no directory is given
 
     return platformdirs.user_state_path("headrace", appauthor=False) / "spool"
+
+
+def _absolute(path: str) -> str:
+    """What a path means from elsewhere too: a sender's working directory is the root."""
+    return str(Path(path).expanduser().absolute()) if path else ""
 
 
 def parse_address(value: str) -> str:
