@@ -97,6 +97,16 @@ def test_nested_mappings_become_paths(start: Callable[..., headrace.Run]) -> Non
     ]
 
 
+class Several:
+    """Like a tensor of several elements."""
+
+    def item(self) -> object:
+        raise RuntimeError("a Tensor with 2 elements cannot be converted to Scalar")
+
+    def __float__(self) -> float:
+        raise RuntimeError("only one element tensors can be converted to Python scalars")
+
+
 BAD = {
     "value": ({"a": "text"}, None, "a"),
     "none": ({"a": None}, None, "NoneType"),
@@ -109,7 +119,13 @@ BAD = {
     "no text": ({5: 1}, None, "int"),
     "step": ({"a": 1}, 2**62, str(2**62)),
     "float step": ({"a": 1}, 1.5, "1.5"),
+    "tensor": ({"a": Several()}, None, "Several"),
+    "array step": ({"a": 1}, np.array([1, 2]), "ndarray"),
+    "tensor step": ({"a": 1}, Several(), "Several"),
+    "text step": ({"a": 1}, "1", "str"),
     "no mapping": ([1, 2], None, "list"),
+    "nothing": (None, None, "NoneType"),
+    "no mapping at a bad step": (5, 1.5, "1.5"),
 }
 
 
@@ -368,6 +384,20 @@ def test_a_finished_run_refuses_and_finishing_again_is_nothing(
     run.log({"a": 2})
     assert run.finish().refused_points == 1
     assert first.logged_records == 1
+
+
+@pytest.mark.parametrize("metrics", [None, 5])
+def test_what_is_no_mapping_is_counted_after_the_end_and_without_a_spool_too(
+    start: Callable[..., headrace.Run], tmp_path: Path, metrics: Any
+) -> None:
+    finished = start()
+    finished.finish()
+    finished.log(metrics)
+    assert finished.status().refused_points == 1
+    (tmp_path / "file").write_text("")
+    without = headrace.init(mode="offline", spool_dir=tmp_path / "file", quiet=True)
+    without.log(metrics)
+    assert without.finish().dropped_points == 1
 
 
 def test_an_unusable_spool_directory_does_not_stop_training(

@@ -262,7 +262,7 @@ class Recorder:
             try:
                 number = to_step(step)
             except InvalidMetricError as error:
-                self._refuse("step", str(error), len(metrics))
+                self._refuse("step", str(error), _count(metrics))
                 return
         taken = False
         try:
@@ -271,7 +271,7 @@ class Recorder:
                 spool.append(layout, number, now_us, metrics.values())
                 taken = True
         except OSError as error:
-            self._drop(error, points=len(metrics))
+            self._drop(error, points=_count(metrics))
             taken = True
         except Exception:  # noqa: S110 - a value that is no number: find out which, below
             pass
@@ -386,10 +386,10 @@ class Recorder:
         if self._settings.mode == "disabled":
             return
         if self.finished:
-            self._refuse("finished", "the run is finished", len(metrics))
+            self._refuse("finished", "the run is finished", _count(metrics))
         else:
             error = OSError(self._drop_reason or "there is no spool")
-            self._drop(error, points=len(metrics))
+            self._drop(error, points=_count(metrics))
 
     def _drop(self, error: OSError, *, points: int = 0, entries: int = 0) -> None:
         """Counts what found no space; training goes on."""
@@ -430,3 +430,8 @@ class Recorder:
             except OSError as error:
                 self._drop(error)
         self._unsure = False
+
+
+def _count(metrics: object) -> int:
+    """How many points a call that is refused or dropped counts for."""
+    return len(metrics) if isinstance(metrics, Mapping) else 1

@@ -103,18 +103,24 @@ def to_step(step: Any) -> int:
         InvalidMetricError: not an integer, or outside [-2^62, 2^62).
     """
     try:
-        number = operator.index(step)
-    except TypeError:
-        item = getattr(step, "item", None)
-        value = item() if callable(item) else step
-        number = int(value) if isinstance(value, float) and value.is_integer() else value
-        if not isinstance(number, int):
-            raise InvalidMetricError(
-                f"step must be an integer, not {type(step).__name__}: {_quoted(step)}"
-            ) from None
+        number = _to_int(step)
+    except Exception:  # of whatever library the step is from
+        raise InvalidMetricError(
+            f"step must be an integer, not {type(step).__name__}: {_quoted(step)}"
+        ) from None
     if not STEP_MIN <= number <= STEP_MAX:
         raise InvalidMetricError(f"step {number} is outside [-2^62, 2^62)")
     return number
+
+
+def _to_int(step: Any) -> int:
+    try:
+        return operator.index(step)
+    except TypeError:
+        item = getattr(step, "item", None)
+        value = item() if callable(item) else step
+        whole = isinstance(value, float) and value.is_integer()
+        return int(value) if whole else operator.index(value)
 
 
 def _quoted(value: object) -> str:
