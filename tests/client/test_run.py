@@ -268,6 +268,41 @@ def test_a_signal_handler_may_log_in_the_middle_of_a_log_call(
     assert keys.count("from_loop") == calls
 
 
+def test_a_slow_artifact_call_holds_up_no_other_thread(
+    start: Callable[..., headrace.Run],
+) -> None:
+    run = start()
+    begun, ending = threading.Event(), threading.Event()
+
+    class Slow:
+        """Like an array that takes its time to become a list."""
+
+        def tolist(self) -> list[int]:
+            begun.set()
+            assert ending.wait(60)
+            return [1]
+
+    def others() -> None:
+        run.log({"loss": 1.0}, 0)
+        run.log_text("text", "text.txt")
+
+    slow = threading.Thread(target=run.log_json, args=({"slow": Slow()}, "slow.json"))
+    other = threading.Thread(target=others)
+    slow.start()
+    assert begun.wait(60)
+    other.start()
+    other.join(20)
+    held_up = other.is_alive()
+    pending = run.artifact_status().pending
+    ending.set()
+    slow.join()
+    other.join()
+    assert not held_up
+    assert pending == 1
+    assert run.artifact_status().pending == 2
+    assert [point.key for point in logged(run)] == ["loss"]
+
+
 def test_a_full_spool_drops_counts_and_goes_on_once_there_is_room(
     start: Callable[..., headrace.Run], caplog: pytest.LogCaptureFixture
 ) -> None:

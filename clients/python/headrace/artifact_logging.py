@@ -1,7 +1,9 @@
 """The artifacts that a run logs: queued in the trainer, stored by another program.
 
 The first call makes a queue (artifact_queue.py) and starts its uploader, a
-program of its own. What cannot be queued is counted, and warned of once.
+program of its own. What cannot be queued is counted, and warned of once. Any
+thread may log; directories are walked and objects encoded outside the lock, so
+that a slow call holds up no other one.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import mimetypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +39,8 @@ class ArtifactLog:
         self._uploader: subprocess.Popen[bytes] | None = None
         self._dropped = 0
         self._last = ArtifactStatus()
+        self._lock = threading.RLock()
+        self._finished = False
         self.directory: Path | None = None
         """Of the last queue; None before there is one."""
 
@@ -57,18 +62,21 @@ class ArtifactLog:
         if fault := path_fault(path):
             return f"artifact path {path!r} {fault}"
         kind = content_type or mimetypes.guess_type(path)[0] or ""
-        try:
-            if self._queue is None:
-                self._queue = ArtifactQueue(self._settings.spool_dir, self._run_id)
-                self.directory = self._queue.directory
-            if isinstance(what, Path):
-                self._queue.add_file(what, path, kind)
-            else:
-                self._queue.add_bytes(what, path, kind)
-        except OSError as error:
-            self._dropped += 1
-            return f"{path!r} was not queued: {error}"
-        self._ensure_uploader()
+        with self._lock:
+            if self._finished:
+                return "the run is finished"
+            try:
+                if self._queue is None:
+                    self._queue = ArtifactQueue(self._settings.spool_dir, self._run_id)
+                    self.directory = self._queue.directory
+                if isinstance(what, Path):
+                    self._queue.add_file(what, path, kind)
+                else:
+                    self._queue.add_bytes(what, path, kind)
+            except OSError as error:
+                self._dropped += 1
+                return f"{path!r} was not queued: {error}"
+            self._ensure_uploader()
         return ""
 
     def _ensure_uploader(self) -> None:
@@ -91,36 +99,40 @@ class ArtifactLog:
 
     def status(self) -> ArtifactStatus:
         """How far they have come. Asks no server."""
-        if self._queue is None:
-            return self._last
-        return queues.status_of(self._queue.directory, dropped=self._dropped)
-
-    def finish(self, deadline: float) -> ArtifactStatus:
-        """Wait until nothing is pending, or until `deadline` on the monotonic clock."""
         queue = self._queue
         if queue is None:
             return self._last
+        return queues.status_of(queue.directory, dropped=self._dropped)
+
+    def finish(self, deadline: float) -> ArtifactStatus:
+        """Wait until nothing is pending, or until `deadline` on the monotonic clock; end."""
         while time.monotonic() < deadline and self._settings.mode == "online":
-            self._ensure_uploader()
+            with self._lock:
+                self._ensure_uploader()
             if self.status().done:
                 break
             time.sleep(_POLL_S)
-        self._last = status = self.status()
-        self._queue = None
-        queue.close()
-        if self._uploader is not None:
+        with self._lock:  # a call of another thread is in the queue before it, or refused
+            self._finished = True
+            self._last = status = self.status()
+            queue, self._queue = self._queue, None
+            uploader, self._uploader = self._uploader, None
+            if queue is None:
+                return status
+            queue.close()
+        if uploader is not None:
             if status.done:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._uploader.wait(1.0)
-            if self._uploader.returncode is None:
-                self._uploader.returncode = 0  # it outlives us on purpose: no ResourceWarning
-            self._uploader = None
+                    uploader.wait(1.0)
+            if uploader.returncode is None:
+                uploader.returncode = 0  # it outlives us on purpose: no ResourceWarning
         if status.done and not status.failed:
             queues.remove(queue.directory)
         return status
 
     def forget(self) -> None:
         """In a forked child: the queue and its uploader are the parent's."""
+        self._lock = threading.RLock()
         if self._queue is not None:
             self._queue.abandon()
             self._queue = None

@@ -21,6 +21,7 @@ A symbolic link stands for the file that it names at the time of the call.
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -127,7 +128,7 @@ class ArtifactQueue:
         note = Note(self.directory / STATUS_NOTE)
         note.write({"stored": 0})
         note.close()
-        self._number = 0
+        self._numbers = itertools.count(1)
         _write_whole(self.directory / QUEUE_FILE, {"run_id": run_id, "format": 1})
 
     def add_file(self, source: Path, path: str, content_type: str) -> None:
@@ -140,10 +141,10 @@ class ArtifactQueue:
         status = origin.stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{source} is no regular file")
-        self._number += 1
-        content = self.directory / f"{self._number:08d}.content"
+        content = self._next_content()
         owned, kept = _keep(origin, content, status.st_size)
         self._add(
+            content,
             Request(
                 path=path,
                 source=os.fspath(content if kept else origin),
@@ -152,7 +153,7 @@ class ArtifactQueue:
                 size=-1 if owned else status.st_size,
                 modified_ns=-1 if owned else status.st_mtime_ns,
                 logged_as=os.fspath(source),
-            )
+            ),
         )
 
     def add_bytes(self, data: bytes, path: str, content_type: str) -> None:
@@ -161,14 +162,14 @@ class ArtifactQueue:
         Raises:
             OSError: it does not fit the disk.
         """
-        self._number += 1
-        content = self.directory / f"{self._number:08d}.content"
+        content = self._next_content()
         try:
             content.write_bytes(data)
         except OSError:
             content.unlink(missing_ok=True)
             raise
         self._add(
+            content,
             Request(
                 path=path,
                 source=os.fspath(content),
@@ -177,14 +178,18 @@ class ArtifactQueue:
                 size=-1,
                 modified_ns=-1,
                 logged_as=path,
-            )
+            ),
         )
 
-    def _add(self, request: Request) -> None:
+    def _next_content(self) -> Path:
+        """A file that no other call has, nor a signal handler in the middle of this one."""
+        return self.directory / f"{next(self._numbers):08d}.content"
+
+    def _add(self, content: Path, request: Request) -> None:
         try:
-            _write_whole(self.directory / f"{self._number:08d}.json", asdict(request))
+            _write_whole(content.with_suffix(".json"), asdict(request))
         except OSError:
-            (self.directory / f"{self._number:08d}.content").unlink(missing_ok=True)
+            content.unlink(missing_ok=True)
             raise
 
     def close(self) -> None:

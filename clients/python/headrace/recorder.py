@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, SupportsIndex
@@ -146,25 +146,26 @@ class Recorder:
 
     def become_writer(self) -> None:
         """In a forked child, at its first call: a writer of its own in the same run."""
-        if self._pid == os.getpid():
-            return
-        self._pid = os.getpid()
-        self._counts = LocalCounts()
-        if self.finished:
-            return
-        self.identity = replace(
-            self.identity,
-            writer_id=new_identifier(),
-            incarnation=new_identifier(),
-            origin=UNKNOWN_ORIGIN,
-            facts={},
-            system_metrics_interval_s=0.0,
-            ends_run=False,
-            forked=True,
-            trainer_pid=self._pid,
-            created_us=time.time_ns() // 1_000,
-        )
-        self._open()
+        with self._lock:
+            if self._pid == os.getpid():
+                return
+            self._pid = os.getpid()
+            self._counts = LocalCounts()
+            if self.finished:
+                return
+            self.identity = replace(
+                self.identity,
+                writer_id=new_identifier(),
+                incarnation=new_identifier(),
+                origin=UNKNOWN_ORIGIN,
+                facts={},
+                system_metrics_interval_s=0.0,
+                ends_run=False,
+                forked=True,
+                trainer_pid=self._pid,
+                created_us=time.time_ns() // 1_000,
+            )
+            self._open()
 
     def after_fork_in_child(self) -> None:
         """Closes what is the parent's, resets what its threads held."""
@@ -177,13 +178,6 @@ class Recorder:
         if self._spool is not None:
             self._spool.abandon()
             self._spool = None
-
-    @contextlib.contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """Holds the lock of the calls for a block, as the writer of this process."""
-        with self._lock:
-            self.become_writer()
-            yield
 
     def refuse_entry(self, text: str) -> None:
         """Counts metadata that no gateway would accept; warns of the first.

@@ -145,13 +145,13 @@ class Run(ArtifactMethods, MetadataMethods):
     def _queue_artifact(self, queue: Callable[[], str]) -> None:
         if self._settings.mode == "disabled":
             return
-        with self._recorder.exclusively():
-            try:
-                fault = "the run is finished" if self._recorder.finished else queue()
-            except HeadraceError as error:
-                fault = str(error)
-            except Exception as error:  # of a figure or a table: training goes on
-                fault = f"{type(error).__name__}: {error}"
+        self._recorder.become_writer()
+        try:  # outside the recorder's lock: what takes long here holds up no log call
+            fault = "the run is finished" if self._recorder.finished else queue()
+        except HeadraceError as error:
+            fault = str(error)
+        except Exception as error:  # of a figure or a table: training goes on
+            fault = f"{type(error).__name__}: {error}"
         if fault:
             if self._settings.strict:
                 raise HeadraceError(f"the artifact is not logged: {fault}")
