@@ -14,7 +14,7 @@ from typing import Any
 import headrace
 import numpy as np
 import pytest
-from headrace import spool_files
+from headrace import artifact_queue, spool_files
 from headrace.errors import ConfigurationError
 from headrace.status import FAILED, FINISHED
 
@@ -301,6 +301,34 @@ def test_a_slow_artifact_call_holds_up_no_other_thread(
     assert pending == 1
     assert run.artifact_status().pending == 2
     assert [point.key for point in logged(run)] == ["loss"]
+
+
+LOCKS = """
+import sys
+from pathlib import Path
+from headrace import spool_files
+for name in sys.argv[1:]:
+    with spool_files.claimed(Path(name) / "trainer.lock") as free:
+        print(free)
+"""
+
+
+def test_a_directory_that_contains_the_spool_is_logged_without_it(
+    start: Callable[..., headrace.Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = start()
+    run.log({"loss": 1.0})
+    run.log_text("text", "notes.txt")  # makes the queue
+    (queue,) = artifact_queue.queues(tmp_path)
+    (tmp_path / "result.txt").write_text("good")
+    run.log_artifact(tmp_path, "outputs")
+    assert run.spool is not None
+    (tmp_path / "link").symlink_to(Path(run.spool) / spool_files.TRAINER_LOCK)
+    run.log_artifact(tmp_path / "link")
+    assert "the lock of a spool" in caplog.text
+    paths = [request.path for _, request in artifact_queue.requests(queue)]
+    assert paths == ["notes.txt", "outputs/result.txt"]
+    assert _python(LOCKS, run.spool, queue).split() == ["False", "False"]
 
 
 def test_a_full_spool_drops_counts_and_goes_on_once_there_is_room(

@@ -33,10 +33,9 @@ from typing import Any, Final
 
 from headrace import spool_files
 from headrace.identifiers import new_identifier
-from headrace.spool_files import Note, ProcessLock
+from headrace.spool_files import QUEUE_FILE, Note, ProcessLock
 
 FOLDER: Final = "artifacts"
-QUEUE_FILE: Final = "queue.json"
 CLOSED_FILE: Final = "closed"
 FAILED_FOLDER: Final = "failed"
 STATUS_NOTE: Final = "status.json"
@@ -141,6 +140,10 @@ class ArtifactQueue:
         status = origin.stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{source} is no regular file")
+        if origin.name == TRAINER_LOCK:
+            beside = {file.name for file in origin.parent.iterdir()}
+            if spool_files.holds_spool(beside):  # to read it would drop the lock
+                raise OSError(f"{source} is the lock of a spool")
         content = self._next_content()
         owned, kept = _keep(origin, content, status.st_size)
         self._add(

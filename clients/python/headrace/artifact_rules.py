@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from headrace.spool_files import holds_spool
+
 _MIB: Final = 1024 * 1024
 SINGLE_BYTES_MAX: Final = 16 * _MIB
 """The largest file that goes in one stream."""
@@ -117,13 +119,17 @@ def walk(source: Path, name: str) -> list[tuple[Path, str]]:
 
     Args:
         source: a file or a directory; links to files are followed, links to
-            directories are not (they may be circles).
+            directories are not (they may be circles). Spools, and what is
+            below them, are left out.
         name: the artifact path of the file, or the folder of the directory's files.
     """
     if not source.is_dir():
         return [(source, name)]
     found = []
     for directory, folders, names in os.walk(source):
+        if holds_spool(names):
+            folders.clear()
+            continue
         folders.sort()
         for entry in sorted(names):
             file = Path(directory) / entry

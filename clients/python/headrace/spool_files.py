@@ -15,7 +15,8 @@ when the disk is full. Locks are POSIX record locks: they belong to a process,
 are not inherited by fork, and the kernel drops them when the process dies in
 whatever way, so neither a reused process id nor a surviving forked child can
 pass for the owner. Their files must be opened nowhere else in the owner:
-closing any descriptor of the file would drop the lock.
+closing any descriptor of the file would drop the lock. So spools are left out of
+directories that are logged as artifacts; see `holds_spool`.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Self
@@ -37,6 +38,8 @@ FORMAT: Final = 2
 """Version of everything in the directory; a reader refuses others."""
 
 WRITER_FILE: Final = "writer.json"
+QUEUE_FILE: Final = "queue.json"
+"""Stands for WRITER_FILE in a queue of artifacts; see artifact_queue.py."""
 KEYS_FILE: Final = "keys"
 TRAINER_NOTE: Final = "trainer.json"
 STATUS_NOTE: Final = "status.json"
@@ -134,6 +137,11 @@ def spools(root: Path) -> list[Path]:
         return [root]
     found = [path.parent for path in root.glob(f"*/{WRITER_FILE}")]
     return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def holds_spool(names: Collection[str]) -> bool:
+    """Whether a directory with these files is a spool, or a queue of artifacts."""
+    return TRAINER_LOCK in names and (WRITER_FILE in names or QUEUE_FILE in names)
 
 
 def segment_path(directory: Path, first_sequence: int) -> Path:
