@@ -37,6 +37,35 @@ def nvmlDeviceGetPowerUsage(handle):
 '''
 
 
+HUNG_DRIVER = """
+import threading
+def nvmlInit(): threading.Event().wait()
+"""
+
+NO_PROC = """
+class Error(Exception): pass
+def __getattr__(name):
+    def fails(*args): raise PermissionError(f"[Errno 13] Permission denied: '/proc' ({name})")
+    return fails
+"""
+
+
+def put_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: str) -> None:
+    """Give senders that start from now on a module before those that are installed."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / f"{name}.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(modules), prepend=os.pathsep)
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or has only its exit status left."""
+    try:
+        return not Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 @pytest.fixture
 def spools(tmp_path: Path) -> Path:
     return tmp_path / "spool"
@@ -50,9 +79,7 @@ def system_points(gateway: GatewayProcess, run_id: str) -> dict[str, Any]:
 def test_the_machine_is_sampled_under_system(
     gateway: GatewayProcess, tmp_path: Path, spools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "pynvml.py").write_text(FAKE_GPUS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    put_before(tmp_path, monkeypatch, "pynvml", FAKE_GPUS)
     run = headrace.init(
         address=gateway.address, spool_dir=spools, quiet=True,
         system_metrics=True, system_metrics_interval_s=0.2,
@@ -118,6 +145,31 @@ def test_what_cannot_be_measured_is_left_out(tmp_path: Path) -> None:
     assert "system/process/cpu_percent" not in values
     assert "system/disk_used_percent" not in values
     assert values["system/memory_used_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    "fake", [("pynvml", HUNG_DRIVER), ("psutil", NO_PROC)], ids=["hung driver", "no /proc"]
+)
+def test_a_machine_that_cannot_be_sampled_costs_the_samples_alone(
+    gateway: GatewayProcess,
+    tmp_path: Path,
+    spools: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake: tuple[str, str],
+) -> None:
+    put_before(tmp_path, monkeypatch, *fake)
+    run = headrace.init(
+        address=gateway.address, spool_dir=spools, quiet=True,
+        system_metrics=True, system_metrics_interval_s=0.1,
+    )  # fmt: skip
+    run.log({"loss": 1.0})
+    assert run._recorder._sender is not None
+    sender = run._recorder._sender._process
+    assert sender is not None
+    eventually(lambda: run.status().committed_records == 1)
+    assert run.finish().done
+    eventually(lambda: ended(sender.pid), "the sender's end")
+    assert system_points(gateway, run.id) == {}
 
 
 _TALKING = """

@@ -39,7 +39,6 @@ from headrace.settings import Settings, load_settings
 from headrace.spool_files import ProcessLock, WriterIdentity
 from headrace.spool_reader import KeyReader, SpoolReader
 from headrace.status import FINISHED
-from headrace.system_metrics import SystemSampler
 from headrace.system_writer import SystemWriter
 from headrace.trainer_watch import TrainerWatch
 from headrace.uploader import deliver
@@ -110,8 +109,7 @@ class Sender:
         self._damages_told = 0
         self._system: SystemWriter | None = None
         if self.identity.system_metrics_interval_s and not once:
-            sampler = SystemSampler(self.identity.trainer_pid, directory)
-            self._system = SystemWriter(self.identity, settings, sampler)
+            self._system = SystemWriter(self.identity, settings, directory)
 
     def wake(self) -> None:
         """The trainer says that there is something."""

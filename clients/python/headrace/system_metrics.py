@@ -27,27 +27,30 @@ class SystemSampler:
         """
         self._directory = directory
         self._trainer: psutil.Process | None = None
-        with contextlib.suppress(psutil.Error):
-            self._trainer = psutil.Process(trainer_pid)
-            self._trainer.cpu_percent()  # the first answer is of no time at all
-        psutil.cpu_percent()
+        with contextlib.suppress(Exception):
+            trainer = psutil.Process(trainer_pid)
+            trainer.cpu_percent()  # the first answer is of no time at all
+            self._trainer = trainer
+        with contextlib.suppress(Exception):
+            psutil.cpu_percent()
         self._gpus = _Gpus()
         self._rates = _Rates()
 
     def sample(self) -> dict[str, float]:
         """Values by key; rates and percentages are of the time since the last sample."""
-        memory = psutil.virtual_memory()
-        values = {
-            "system/cpu_percent": psutil.cpu_percent(),
-            "system/memory_used_bytes": float(memory.total - memory.available),
-            "system/memory_percent": memory.percent,
-        }
-        with contextlib.suppress(OSError):
+        values: dict[str, float] = {}
+        with contextlib.suppress(Exception):  # a container may hide any of them
+            values["system/cpu_percent"] = psutil.cpu_percent()
+        with contextlib.suppress(Exception):
+            memory = psutil.virtual_memory()
+            values["system/memory_used_bytes"] = float(memory.total - memory.available)
+            values["system/memory_percent"] = memory.percent
+        with contextlib.suppress(Exception):
             disk = psutil.disk_usage(str(self._directory))
             values["system/disk_used_percent"] = disk.percent
         values |= self._rates.sample()
         if self._trainer is not None:
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(Exception):
                 values["system/process/cpu_percent"] = self._trainer.cpu_percent()
                 values["system/process/memory_bytes"] = float(self._trainer.memory_info().rss)
         return values | self._gpus.sample()

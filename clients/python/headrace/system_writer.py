@@ -5,13 +5,18 @@ SAMPLES_MAX of them (the oldest go), and are sent once a minute and at the end
 over a stream that is open for that long only. Their step is the number of
 seconds since the run began. They cost the trainer nothing and are never waited
 for; unlike what is logged, they may be lost when the sender is killed.
+
+A thread takes the samples: a driver that hangs holds up neither delivery nor the
+sender's end. Nothing that fails here is the sender's failure.
 """
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, cast
 
 import grpc
@@ -49,12 +54,12 @@ class SystemWriter:
         began_us: when the run began, which the gateway says; None: not yet known.
     """
 
-    def __init__(
-        self, identity: WriterIdentity, settings: Settings, sampler: SystemSampler
-    ) -> None:
+    def __init__(self, identity: WriterIdentity, settings: Settings, directory: Path) -> None:
         self._identity = identity
         self._settings = settings
-        self._sampler = sampler
+        self._directory = directory
+        self._taken = asyncio.Event()
+        self._ending = threading.Event()
         self._writer_id = new_identifier()
         self._incarnation = new_identifier()
         self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
@@ -63,38 +68,55 @@ class SystemWriter:
 
     async def run(self) -> None:
         """Samples at the interval and sends now and then, until cancelled."""
-        interval_s = self._identity.system_metrics_interval_s
-        due = time.monotonic() + interval_s
+        sampling = threading.Thread(
+            target=self._sample,
+            args=(asyncio.get_running_loop(),),
+            daemon=True,  # it may hang in a driver
+        )
+        with contextlib.suppress(RuntimeError):  # no more threads: no samples
+            sampling.start()
         sent_at = float("-inf")  # the first sample is sent at once
         while True:
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            due = max(due + interval_s, time.monotonic())
-            self._take()
+            await self._taken.wait()
+            self._taken.clear()
             waited_s = time.monotonic() - sent_at
             if waited_s >= SEND_INTERVAL_S and await self._send_if_possible(finish=False):
                 sent_at = time.monotonic()
 
     async def finish(self) -> None:
         """Sends what is left and ends the writer; gives up after a while."""
+        self._ending.set()
         if self._sequence:
             await self._send_if_possible(finish=True)
-        self._sampler.close()
 
-    def _take(self) -> None:
+    def _sample(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Samples at the interval, in its thread, until the end."""
+        sampler = SystemSampler(self._identity.trainer_pid, self._directory)
+        interval_s = self._identity.system_metrics_interval_s
+        due = time.monotonic() + interval_s
+        while not self._ending.wait(max(0.0, due - time.monotonic())):
+            due = max(due + interval_s, time.monotonic())
+            time_us, values = time.time_ns() // 1_000, sampler.sample()
+            try:
+                loop.call_soon_threadsafe(self._take, time_us, values)
+            except RuntimeError:  # the loop is closed: the sender ended without us
+                break
+        sampler.close()
+
+    def _take(self, time_us: int, values: dict[str, float]) -> None:
+        if self._ending.is_set() or not values:
+            return
         self._sequence += 1
-        sample = Sample(
-            sequence=self._sequence,
-            time_us=time.time_ns() // 1_000,
-            values=self._sampler.sample(),
-        )
-        self._samples.append(sample)
+        self._samples.append(Sample(sequence=self._sequence, time_us=time_us, values=values))
+        self._taken.set()
 
     async def _send_if_possible(self, *, finish: bool) -> bool:
         """Sends; what fails is tried again with the next sample. Answers whether all is stored."""
         began_us = self.began_us
         if began_us is None:
             return False
-        with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+        # Whatever fails: gRPC raises more than AioRpcError when a call breaks (InvalidStateError).
+        with contextlib.suppress(Exception):
             async with asyncio.timeout(SEND_TIMEOUT_S), open_channel(self._settings) as channel:
                 await self._send(channel, began_us, finish=finish)
         return not self._samples
