@@ -333,6 +333,56 @@ def test_offline_artifacts_wait_for_sync(site: Site, spool: Path, make_file: Mak
     assert not queues.queues(spool)
 
 
+def test_what_a_power_loss_damaged_is_reported_and_the_rest_is_stored(
+    site: Site, spool: Path, make_file: Make
+) -> None:
+    def offline() -> tuple[str, Path]:
+        known = set(queues.queues(spool))
+        run = headrace.init(spool_dir=spool, mode="offline", quiet=True)
+        run.log_artifact(make_file(1_000), "file")
+        for name in ("emptied", "cut", "overwritten", "good"):
+            run.log_text(name, name)
+        run.finish()
+        (queue,) = set(queues.queues(spool)) - known
+        return run.id, queue
+
+    def headrace_cli(*arguments: str, status: int) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "headrace.cli", *arguments, str(spool)],
+            env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address, "COLUMNS": "1000"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    (hurt, queue), (nameless, its_queue), (whole, _) = offline(), offline(), offline()
+    (queue / "00000001.content").write_bytes(b"cut")
+    (queue / "00000002.json").write_bytes(b"")
+    (queue / "00000003.json").write_bytes((queue / "00000003.json").read_bytes()[:20])
+    (queue / "00000004.content").write_bytes(b"\0" * len("overwritten"))
+    (queue / "failed" / "00000009.json").write_bytes(b"")
+    (its_queue / "queue.json").write_bytes(b"")  # its name still tells the run
+    lost = its_queue.with_name("lost")
+    lost.mkdir()
+    (lost / "queue.json").write_bytes(b"\0" * 40)
+    headrace_cli("status", status=0)
+    headrace_cli("status", "--json", status=0)
+    told = headrace_cli("sync", status=1)
+    assert "'file' failed: " in told
+    assert "what the queue kept of it is damaged" in told
+    assert "lost: not stored: " in told
+    headrace_cli("status", status=0)
+    assert [entry.path for entry in site.artifacts(hurt).list()] == ["good"]
+    assert len(queues.status_of(queue).failed) == 5
+    assert (queue / "failed" / "00000002.content").read_text() == "emptied"
+    for run_id in (nameless, whole):
+        paths = [entry.path for entry in site.artifacts(run_id).list()]
+        assert paths == ["cut", "emptied", "file", "good", "overwritten"]
+
+
 def test_a_full_disk_costs_the_artifact_and_not_the_training(site: Site, spool: Path) -> None:
     process = trainer(
         site,

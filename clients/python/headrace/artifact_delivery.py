@@ -36,12 +36,16 @@ def sync_queues(found: list[Path], settings: Settings, timeout_s: float | None) 
 
 def _sync(queue: Path, settings: Settings, timeout_s: float | None, bar: Progress) -> bool:
     task = bar.add_task(f"{queues.run_of(queue)[:12]} artifacts", total=None)
-    empty = deliver(
-        queue,
-        settings,
-        deadline=time.monotonic() + (TIMEOUT_S if timeout_s is None else timeout_s),
-        progress=lambda more: bar.advance(task, more),
-    )
+    try:
+        empty = deliver(
+            queue,
+            settings,
+            deadline=time.monotonic() + (TIMEOUT_S if timeout_s is None else timeout_s),
+            progress=lambda more: bar.advance(task, more),
+        )
+    except Exception as error:  # of one queue: the others are stored all the same
+        bar.console.print(f"{queue.name}: not stored: {error}", soft_wrap=True, markup=False)
+        return False
     status = queues.status_of(queue)
     text = status.summary() + ("; its uploader is at work" if empty is None else "")
     bar.console.print(f"{queue.name}: {text}", soft_wrap=True, markup=False)

@@ -6,7 +6,8 @@ that logs artifacts:
     queue.json            the run; written once, last, when the queue is made
     00000001.json …       requests: what to store, where; whole when they appear
     00000001.content      the content, when the queue holds it (see below)
-    failed/00000001.json  requests that can never succeed, and why
+    failed/00000001.json  requests that can never succeed, and why; or a damaged one
+                          as it was found, with its .content
     status.json           the uploader's word: how many were stored, what it waits for
     closed                the trainer will add no more
     trainer.lock, uploader.lock, uploader.log
@@ -16,6 +17,8 @@ files of up to 1 MiB; a clone that shares its blocks (XFS, Btrfs), after which
 the file may be changed at will; a hard link, which outlives deletion and
 replacement, not writing in place; else its path. A file that was changed
 between the call and its storing is never stored: the request fails and says so.
+So does one whose content in the queue is not what was put there: nothing is made
+durable here, and a power loss may cut or empty any of these files.
 A symbolic link stands for the file that it names at the time of the call.
 """
 
@@ -26,13 +29,14 @@ import json
 import os
 import shutil
 import stat
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from headrace import spool_files
-from headrace.identifiers import new_identifier
+from headrace.identifiers import is_identifier, new_identifier
 from headrace.spool_files import QUEUE_FILE, Note, ProcessLock
 
 FOLDER: Final = "artifacts"
@@ -57,8 +61,10 @@ class Request:
         owned: whether the queue holds the content in a file of its own, which
             nobody changes.
         content_type: may be empty.
-        size, modified_ns: of the file when it was logged, -1 when owned.
+        size: of the content; -1: not known (queues of before).
+        modified_ns: of the file when it was logged, -1 when owned.
         logged_as: what the user named, for messages.
+        crc32: of a content that was copied; None: not known.
     """
 
     path: str
@@ -68,6 +74,7 @@ class Request:
     size: int
     modified_ns: int
     logged_as: str
+    crc32: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +152,10 @@ class ArtifactQueue:
             if spool_files.holds_spool(beside):  # to read it would drop the lock
                 raise OSError(f"{source} is the lock of a spool")
         content = self._next_content()
-        owned, kept = _keep(origin, content, status.st_size)
+        owned, kept, copied = _keep(origin, content, status.st_size)
+        size = status.st_size
+        if owned:  # the file may have grown since
+            size = content.stat().st_size if copied is None else len(copied)
         self._add(
             content,
             Request(
@@ -153,9 +163,10 @@ class ArtifactQueue:
                 source=os.fspath(content if kept else origin),
                 owned=owned,
                 content_type=content_type,
-                size=-1 if owned else status.st_size,
+                size=size,
                 modified_ns=-1 if owned else status.st_mtime_ns,
                 logged_as=os.fspath(source),
+                crc32=None if copied is None else zlib.crc32(copied),
             ),
         )
 
@@ -178,9 +189,10 @@ class ArtifactQueue:
                 source=os.fspath(content),
                 owned=True,
                 content_type=content_type,
-                size=-1,
+                size=len(data),
                 modified_ns=-1,
                 logged_as=path,
+                crc32=zlib.crc32(data),
             ),
         )
 
@@ -206,19 +218,24 @@ class ArtifactQueue:
         self._lock.close()
 
 
-def _keep(source: Path, content: Path, size: int) -> tuple[bool, bool]:
-    """Keep what can be kept of a file; return (nobody else writes it, it is in the queue)."""
+def _keep(source: Path, content: Path, size: int) -> tuple[bool, bool, bytes | None]:
+    """Keep what can be kept of a file.
+
+    Returns:
+        Whether nobody else writes it, whether it is in the queue, what was copied.
+    """
     try:
         if size <= COPY_BYTES_MAX:
-            shutil.copyfile(source, content)
-            return True, True
+            data = source.read_bytes()
+            content.write_bytes(data)
+            return True, True, data
         if _clone(source, content):
-            return True, True
+            return True, True, None
         os.link(source, content)
     except OSError:  # another file system, or no space: the file itself has to do
         content.unlink(missing_ok=True)
-        return False, False
-    return False, True
+        return False, False, None
+    return False, True, None
 
 
 def _clone(source: Path, content: Path) -> bool:
@@ -256,16 +273,52 @@ def queues(spool_dir: Path) -> list[Path]:
 
 
 def run_of(queue: Path) -> str:
-    """The run a queue belongs to."""
-    run_id: str = json.loads((queue / QUEUE_FILE).read_text())["run_id"]
-    return run_id
+    """The run a queue belongs to; by the queue's name where queue.json is damaged. Empty: none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((queue / QUEUE_FILE).read_bytes())["run_id"])
+    named = queue.name.rpartition("-")[0]
+    return named if is_identifier(named) else ""
 
 
 def requests(queue: Path) -> Iterator[tuple[Path, Request]]:
-    """The waiting requests, in the order of the calls, with their files."""
+    """The waiting requests, in the order of the calls, with their files.
+
+    Those that are damaged are set aside as failed, with the content there is.
+    """
     for file in sorted(queue.glob("[0-9]*.json")):
+        try:
+            request = Request(**json.loads(file.read_bytes()))
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError):
+            _set_aside(file)
+            continue
+        yield file, request
+
+
+def _set_aside(file: Path) -> None:
+    folder = file.parent / FAILED_FOLDER
+    folder.mkdir(exist_ok=True)
+    for each in (file.with_suffix(".content"), file):
         with contextlib.suppress(FileNotFoundError):
-            yield file, Request(**json.loads(file.read_text()))
+            each.rename(folder / each.name)
+
+
+def check_content(request: Request) -> None:
+    """Look whether a content that the queue owns is what was put there.
+
+    Raises:
+        OSError: it is not, or cannot be read.
+    """
+    crc32 = size = 0
+    with Path(request.source).open("rb") as file:
+        if request.crc32 is None:
+            size = os.fstat(file.fileno()).st_size
+        else:
+            while data := file.read(COPY_BYTES_MAX):
+                crc32, size = zlib.crc32(data, crc32), size + len(data)
+    if request.size not in (-1, size) or request.crc32 not in (None, crc32):
+        raise OSError("what the queue kept of it is damaged")
 
 
 def settle(file: Path, *, failure: str = "") -> None:
@@ -282,9 +335,11 @@ def status_of(queue: Path, *, dropped: int = 0) -> ArtifactStatus:
     """How far a queue has come."""
     failed = []
     for file in sorted((queue / FAILED_FOLDER).glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads(file.read_text())
+        try:
+            content = json.loads(file.read_bytes())
             failed.append((content["path"], content["failure"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            failed.append((file.name, f"damaged; what is left of it stays in {file.parent}"))
     note = Note.read(queue / STATUS_NOTE)
     return ArtifactStatus(
         stored=note.get("stored", 0),

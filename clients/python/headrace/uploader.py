@@ -19,8 +19,9 @@ from headrace import artifact_queue as queues
 from headrace.artifact_errors import ArtifactError, FileChangedError
 from headrace.artifact_queue import Request
 from headrace.channel import call_metadata, open_blocking_channel
+from headrace.errors import HeadraceError
 from headrace.settings import Settings, load_settings
-from headrace.spool_files import Note, claimed
+from headrace.spool_files import QUEUE_FILE, Note, claimed
 from headrace.transfer_calls import no_progress
 from headrace.transfers import Progress, Transfers
 
@@ -71,6 +72,8 @@ class Uploader:
     ) -> None:
         self._queue = queue
         self._run_id = queues.run_of(queue)
+        if not self._run_id:
+            raise HeadraceError(f"{queue / QUEUE_FILE} is damaged: it names no run")
         self._settings = settings
         self._progress = progress
         self._note = Note(queue / queues.STATUS_NOTE)
@@ -152,7 +155,9 @@ class Uploader:
     def _store(self, transfers: Transfers, file: Path, request: Request) -> _Outcome:
         try:
             source = Path(request.source)
-            if not request.owned:
+            if request.owned:
+                queues.check_content(request)
+            else:
                 status = source.stat()
                 if (status.st_size, status.st_mtime_ns) != (request.size, request.modified_ns):
                     raise FileChangedError(
