@@ -374,8 +374,7 @@ async def test_a_series_that_a_failover_lost_before_its_points_is_made_again(
         stream.send(1, [(0, 1, _START, 1.0)])
         pid = await eventually_async(
             lambda: bench.admin.fetchval(
-                "SELECT pid FROM pg_locks WHERE relation = 'loose_chunks'::regclass"
-                " AND NOT granted"
+                "SELECT pid FROM pg_locks WHERE relation = 'loose_chunks'::regclass AND NOT granted"
             ),
             "the flush waits to copy",
         )
