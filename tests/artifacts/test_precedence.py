@@ -3,6 +3,7 @@
 import asyncio
 
 from gateway.artifacts.precedence import Precedence
+from tests.support.virtual_time import in_virtual_time
 
 _MIB = 1024 * 1024
 _CHUNK = _MIB // 2
@@ -44,6 +45,7 @@ async def test_one_chunk_passes_in_a_round_of_the_loop() -> None:
     assert len(set(passed)) == 64
 
 
+@in_virtual_time
 async def test_transfers_beside_late_metrics_slow_down_and_do_not_stop() -> None:
     wait_s = 0.0
     precedence = Precedence(lambda: wait_s)
@@ -55,6 +57,7 @@ async def test_transfers_beside_late_metrics_slow_down_and_do_not_stop() -> None
     assert alone > 5 * beside
 
 
+@in_virtual_time
 async def test_the_rate_rises_beside_metrics_in_time_and_at_once_without_any() -> None:
     wait_s = 0.5
     precedence = Precedence(lambda: wait_s)
@@ -65,6 +68,7 @@ async def test_the_rate_rises_beside_metrics_in_time_and_at_once_without_any() -
     await rises_to(precedence, 400.0, within_s=3.0)
 
 
+@in_virtual_time
 async def test_a_database_that_is_always_slow_becomes_the_usual() -> None:
     precedence = Precedence(lambda: 0.03)
     await passed_in(precedence, 1.5)
