@@ -32,6 +32,7 @@ from tests.support.gateway_process import GatewayProcess
 from tests.support.s3_faults import S3Faults, s3_faults
 
 MIB = 1024 * 1024
+STALL_TIMEOUT_S = 2
 _numbers = itertools.count()
 
 
@@ -185,12 +186,12 @@ def patient_gateway(
     server: BucketAccess,
     shared_faults: S3Faults,
 ) -> Iterator[GatewayProcess]:
-    """A gateway whose S3 is the fault proxy, told to give up on silence after 2 seconds."""
+    """A gateway whose S3 is the fault proxy, told to give up on silence soon."""
     through = replace(with_own_prefix(server), endpoint_url=shared_faults.url)
     directory = tmp_path_factory.mktemp("gateway")
     with (
         new_database() as dsn,
-        gateway_of(dsn, directory, through, artifact_stall_timeout_s=2) as process,
+        gateway_of(dsn, directory, through, artifact_stall_timeout_s=STALL_TIMEOUT_S) as process,
     ):
         yield process
 

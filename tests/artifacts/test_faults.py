@@ -19,7 +19,7 @@ from headrace.direct import DirectConnections
 from headrace.v1 import artifact_service_pb2 as pb
 
 from gateway.embedded import EmbeddedS3
-from tests.artifacts.conftest import MIB, BucketAccess, Site, access_to, open_site
+from tests.artifacts.conftest import MIB, STALL_TIMEOUT_S, BucketAccess, Site, access_to, open_site
 from tests.support.s3_faults import Fault, S3Faults
 from tests.support.waiting import eventually
 
@@ -409,9 +409,11 @@ def test_slow_s3_holds_the_client_back_and_does_not_fail(
     site: Site, make_file: Make, faults: S3Faults
 ) -> None:
     run_id, source = site.create_run(), make_file(20 * MIB)
-    # 20 MiB in pieces of 64 KiB: longer in all than the limit on silence.
-    faults.faults.append(Fault(method="PUT", query="partNumber", delay_s=0.015))
+    # The first part, 16 MiB, takes longer than the limit on silence.
+    faults.faults.append(Fault(method="PUT", query="partNumber", bytes_per_s=6 * MIB))
+    begun_at = time.monotonic()
     site.artifacts(run_id, parallel=1).upload(source, "a")
+    assert time.monotonic() - begun_at > 1.25 * STALL_TIMEOUT_S
     assert site.artifacts(run_id).read("a") == source.read_bytes()
 
 

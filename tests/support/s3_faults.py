@@ -33,7 +33,8 @@ class Fault:
             connections are cut.
         damage: a byte of the body arrives wrong, whichever way it goes.
         lose_answer: the server executes the request and nobody hears of it.
-        delay_s: between pieces of the body, both ways.
+        delay_s: between pieces of the body, both ways; they have 15 to 64 KiB.
+        bytes_per_s: of the body that goes to the server; 0: as fast as it comes.
         omit: the name of XML elements that are taken out of the answer.
         probes: whether it applies to the doctor's own objects too.
         hits: how often it applied.
@@ -48,6 +49,7 @@ class Fault:
     damage: bool = False
     lose_answer: bool = False
     delay_s: float = 0.0
+    bytes_per_s: int = 0
     omit: str = ""
     probes: bool = False
     hits: int = 0
@@ -135,7 +137,8 @@ class S3Faults:
         async def body() -> Any:
             sent = 0
             async for piece in request.content.iter_chunked(_PIECE_BYTES):
-                await asyncio.sleep(fault.delay_s)
+                pace_s = len(piece) / fault.bytes_per_s if fault.bytes_per_s else 0
+                await asyncio.sleep(fault.delay_s + pace_s)
                 sent += len(piece)
                 if fault.cut_after_bytes is not None and sent > fault.cut_after_bytes:
                     raise ConnectionResetError
