@@ -5,6 +5,7 @@ The gateway must stall, not fail, and go on by itself when the trouble is over.
 
 import asyncio
 import contextlib
+import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,7 @@ from tests.support.steady import Steady, steady
 
 _BUDGET: Final = 6
 _CONNECTIONS_MAX: Final = 14
+_FREE_KIB: Final = 512
 
 
 @contextlib.contextmanager
@@ -106,6 +108,8 @@ async def test_a_full_disk_stalls_ingest_until_there_is_room(tmp_path: Path) -> 
                 f"CREATE TABLESPACE small LOCATION '{volume}'",
                 "ALTER TABLE loose_chunks SET TABLESPACE small",
             )
+            # What is free then lasts for seconds, however much the table had before.
+            _resize(volume, f"{shutil.disk_usage(volume).used // 1024 + _FREE_KIB}k")
             await load.stalled()
             _resize(volume, "512m")
             await load.recovered()
