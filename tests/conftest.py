@@ -147,6 +147,14 @@ def shared_gateway(
         yield process
 
 
+@pytest.fixture
+def mortal_gateway(shared_gateway: GatewayProcess) -> Iterator[GatewayProcess]:
+    """The module's gateway, for a test that may kill it: the next one finds it running."""
+    yield shared_gateway
+    if shared_gateway.process.poll() is not None:
+        shared_gateway.start()
+
+
 @pytest.fixture(scope="session")
 def s3(_session_directory: Path) -> Iterator[EmbeddedS3]:
     """An S3 server: `.endpoint_url`, `.access_key_id`, `.secret_access_key`, `.bucket`."""

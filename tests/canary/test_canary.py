@@ -44,16 +44,16 @@ def test_a_healthy_gateway_passes_and_is_timed(shared_gateway: GatewayProcess) -
 
 
 async def test_runs_are_replaced_and_a_killed_gateway_loses_nothing(
-    gateway: GatewayProcess,
+    mortal_gateway: GatewayProcess,
 ) -> None:
     measurements = Measurements()
     pace = Pace(interval_s=0.02, records=5, beats=60, run_records=50)
-    task = asyncio.create_task(watch(Target(address=gateway.address), pace, measurements))
+    task = asyncio.create_task(watch(Target(address=mortal_gateway.address), pace, measurements))
     async with asyncio.timeout(60):
         for beats in (15, 35):
             await eventually_async(partial(_beaten, measurements, beats), f"{beats} beats")
-            await asyncio.to_thread(gateway.kill)
-            await asyncio.to_thread(gateway.start)
+            await asyncio.to_thread(mortal_gateway.kill)
+            await asyncio.to_thread(mortal_gateway.start)
         await task
     report = measurements.report()
     assert measurements.healthy, report

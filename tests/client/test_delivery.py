@@ -35,14 +35,6 @@ def spool_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def gateway(shared_gateway: GatewayProcess) -> Iterator[GatewayProcess]:
-    """The module's gateway: every test has runs of its own, and may kill and start it."""
-    yield shared_gateway
-    if shared_gateway.process.poll() is not None:
-        shared_gateway.start()
-
-
-@pytest.fixture
 def start(gateway: GatewayProcess, spool_root: Path) -> Iterator[Start]:
     """Starts a run against the gateway."""
     runs = []
@@ -312,17 +304,20 @@ def test_a_copied_spool_is_refused_and_the_first_one_undisturbed(
     assert stored(gateway.dsn, run.id).of("a") == [(0, 1.0), (1, 2.0)]
 
 
-def test_what_found_no_space_is_recorded_in_the_run(start: Start, gateway: GatewayProcess) -> None:
+def test_what_found_no_space_is_recorded_in_the_run(
+    start: Start, gateway: GatewayProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.spool.SEGMENT_BYTES", 300_000)
     run = start(mode="offline", spool_bytes_max=1_000)
     big = {f"key_{index}": 0.0 for index in range(8_000)}
-    for _ in range(150):
+    for _ in range(20):
         run.log(big)
     dropped = run.finish().dropped_points
     assert dropped > 0
     assert sync(gateway, Path(str(run._settings.spool_dir)))["outcome"] == "delivered"
     found = stored(gateway.dsn, run.id)
     assert [value for _, value in found.of("headrace/dropped_points")] == [dropped]
-    assert len(found.points) == 150 * 8_000 - dropped + 1
+    assert len(found.points) == 20 * 8_000 - dropped + 1
 
 
 def test_damage_in_the_spool_loses_only_its_records_and_is_reported(

@@ -1,6 +1,7 @@
 """What a run says of itself goes the way of its points: at once, in order, once, whatever dies."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def test_what_was_said_survives_the_death_of_the_trainer(
 ) -> None:
     if gateway_is_down:
         gateway.kill()
-    run_id = "ab" * 16
+    run_id = os.urandom(16).hex()
     killed = subprocess.run(
         [sys.executable, "-c", _KILLED],
         env={

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from headrace.console import ConsoleCapture
 from headrace.system_keys import MACHINE_KEYS, SYSTEM_KEYS
 from headrace.system_metrics import SystemSampler
 
-from tests.artifacts.conftest import BucketAccess, bucket, open_site, server
+from tests.artifacts.conftest import BucketAccess, Site, open_site, server, with_own_prefix
 from tests.client.database import stored_when
+from tests.conftest import NewDatabase
 from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually
 
-__all__ = ["bucket", "server"]
+__all__ = ["server"]
 
 FAKE_GPUS = '''
 """Stands in for NVIDIA's library: two GPUs, one of which has no power sensor."""
@@ -172,6 +174,16 @@ def test_a_machine_that_cannot_be_sampled_costs_the_samples_alone(
     assert system_points(gateway, run.id) == {}
 
 
+@pytest.fixture(scope="module")
+def site(
+    new_database: NewDatabase, server: BucketAccess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """A gateway with a bucket."""
+    directory = tmp_path_factory.mktemp("site")
+    with new_database() as dsn, open_site(dsn, directory, with_own_prefix(server)) as opened:
+        yield opened
+
+
 _TALKING = """
 import os, signal, sys, headrace
 run = headrace.init(console=True)
@@ -191,33 +203,32 @@ print("to standard error", file=sys.stderr)
     ids=["finished", "failed", "killed"],
 )
 def test_the_console_becomes_an_artifact_however_the_trainer_ends(
-    database_dsn: str, tmp_path: Path, bucket: BucketAccess, end: str, kept: list[str]
+    site: Site, tmp_path: Path, end: str, kept: list[str]
 ) -> None:
-    with open_site(database_dsn, tmp_path / "gateway", bucket) as site:
-        run_id = os.urandom(16).hex()
-        done = subprocess.run(
-            [sys.executable, "-c", _TALKING.format(end=end)],
-            env={
-                **os.environ,
-                "HEADRACE_ADDRESS": site.gateway.address,
-                "HEADRACE_SPOOL_DIR": str(tmp_path / "spool"),
-                "HEADRACE_RUN_ID": run_id,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert "to standard output" in done.stdout
-        assert "to standard error" in done.stderr
-        stored_when(site.gateway.dsn, run_id, lambda now: now.state > 1)
-        artifacts = site.artifacts(run_id)
-        eventually(lambda: bool(list(artifacts.list("console"))))
-        target = artifacts.download("console/rank-0-attempt-1.log", tmp_path / "console.log")
-        text = Path(target).read_text()
-        assert text.startswith("to standard output\nto standard error\n")
-        assert all(line in text for line in kept)
-        assert "after the end" not in text
+    run_id = os.urandom(16).hex()
+    done = subprocess.run(
+        [sys.executable, "-c", _TALKING.format(end=end)],
+        env={
+            **os.environ,
+            "HEADRACE_ADDRESS": site.gateway.address,
+            "HEADRACE_SPOOL_DIR": str(tmp_path / "spool"),
+            "HEADRACE_RUN_ID": run_id,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "to standard output" in done.stdout
+    assert "to standard error" in done.stderr
+    stored_when(site.gateway.dsn, run_id, lambda now: now.state > 1)
+    artifacts = site.artifacts(run_id)
+    eventually(lambda: bool(list(artifacts.list("console"))))
+    target = artifacts.download("console/rank-0-attempt-1.log", tmp_path / "console.log")
+    text = Path(target).read_text()
+    assert text.startswith("to standard output\nto standard error\n")
+    assert all(line in text for line in kept)
+    assert "after the end" not in text
 
 
 def test_the_copy_is_bounded_and_its_failure_is_not_the_trainers(

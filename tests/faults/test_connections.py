@@ -3,13 +3,14 @@
 import asyncio
 import os
 import random
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Final
 
 import asyncpg
 import pytest
 
 from benchmarks.raw_streams import Traffic, run
+from tests.conftest import NewDatabase
 from tests.support.gateway_process import GatewayProcess
 from tests.support.oracle import ConnectionWatch, Oracle, gateway_backends
 
@@ -29,58 +30,67 @@ async def _until_all_are_back(dsn: str, budget: int) -> None:
         await connection.close()
 
 
-@pytest.mark.parametrize("streams", [1, 64, 1_000])
+@pytest.fixture(scope="module")
+def gateway(
+    new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayProcess]:
+    """One for all tests: each has run ids of its own seed."""
+    directory = tmp_path_factory.mktemp("gateway")
+    with new_database() as dsn, GatewayProcess(dsn, directory, arguments=_ARGUMENTS) as process:
+        yield process
+
+
+@pytest.mark.parametrize(("streams", "points"), [(1, 500), (64, 500), (1_000, 200)])
 async def test_connections_equal_the_budget_whatever_the_number_of_streams(
-    streams: int, database_dsn: str, tmp_path: Path
+    streams: int, points: int, gateway: GatewayProcess
 ) -> None:
-    with GatewayProcess(database_dsn, tmp_path, arguments=_ARGUMENTS) as gateway:
-        async with ConnectionWatch(database_dsn) as watch:
-            traffic = Traffic(
-                streams=streams, series=5, batch_points=50, stream_points=500, window_batches=2
-            )
-            result = await run(gateway.address, traffic)
-            await _until_all_are_back(database_dsn, _BUDGET)
-        assert not result.errors
-        assert result.points == 500 * streams
-        assert watch.polls > 1
-        assert watch.connections_max == _BUDGET, watch.backends_at_max
+    async with ConnectionWatch(gateway.dsn) as watch:
+        traffic = Traffic(
+            streams=streams, series=5, batch_points=50, stream_points=points, window_batches=2,
+            seed=streams,
+        )  # fmt: skip
+        result = await run(gateway.address, traffic)
+        await _until_all_are_back(gateway.dsn, _BUDGET)
+    assert not result.errors
+    assert result.points == points * streams
+    assert watch.polls > 1
+    assert watch.connections_max == _BUDGET, watch.backends_at_max
 
 
-async def test_dying_backends_count_against_the_budget(database_dsn: str, tmp_path: Path) -> None:
+async def test_dying_backends_count_against_the_budget(gateway: GatewayProcess) -> None:
     seed = int(os.environ.get("HEADRACE_TEST_SEED") or random.randrange(2**32))
     print(f"seed {seed}")
     generator = random.Random(seed)
     killed = 0
-    with GatewayProcess(database_dsn, tmp_path, arguments=_ARGUMENTS) as gateway:
-        async with ConnectionWatch(database_dsn, interval_s=0.002) as watch:
-            stop = asyncio.Event()
-            traffic = Traffic(
-                streams=64, series=10, batch_points=200, points_per_s=50_000, resume=True, seed=seed
+    async with ConnectionWatch(gateway.dsn, interval_s=0.002) as watch:
+        stop = asyncio.Event()
+        traffic = Traffic(
+            streams=64, series=10, batch_points=200, points_per_s=50_000, resume=True, seed=seed
+        )
+        running = asyncio.create_task(run(gateway.address, traffic, stop=stop))
+        killer = await asyncpg.connect(gateway.dsn)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + 8
+        while loop.time() < deadline:
+            await asyncio.sleep(generator.uniform(0.02, 0.3))
+            killed += await killer.fetchval(
+                "SELECT count(pg_terminate_backend(pid)) FROM ("
+                " SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'headrace%'"
+                " AND datname = current_database() ORDER BY random() LIMIT $1) AS doomed",
+                generator.choice([1, 1, 2, _BUDGET]),
             )
-            running = asyncio.create_task(run(gateway.address, traffic, stop=stop))
-            killer = await asyncpg.connect(database_dsn)
-            loop = asyncio.get_running_loop()
-            deadline = loop.time() + 8
-            while loop.time() < deadline:
-                await asyncio.sleep(generator.uniform(0.02, 0.3))
-                killed += await killer.fetchval(
-                    "SELECT count(pg_terminate_backend(pid)) FROM ("
-                    " SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'headrace%'"
-                    " AND datname = current_database() ORDER BY random() LIMIT $1) AS doomed",
-                    generator.choice([1, 1, 2, _BUDGET]),
-                )
-            stop.set()
-            result = await running
-            await killer.close()
-        assert killed > 20
-        assert watch.connections_max == _BUDGET, watch.backends_at_max
-        assert not result.errors, result.errors
-        async with Oracle(database_dsn) as oracle:
-            for stream in range(0, traffic.streams, 8):
-                await oracle.check_writer(
-                    traffic.plan(stream),
-                    run_id=traffic.run_id(stream),
-                    writer_id=traffic.writer_id(stream),
-                    sent=2**62,
-                    acknowledged=result.committed_sequences[stream],
-                )
+        stop.set()
+        result = await running
+        await killer.close()
+    assert killed > 20
+    assert watch.connections_max == _BUDGET, watch.backends_at_max
+    assert not result.errors, result.errors
+    async with Oracle(gateway.dsn) as oracle:
+        for stream in range(0, traffic.streams, 8):
+            await oracle.check_writer(
+                traffic.plan(stream),
+                run_id=traffic.run_id(stream),
+                writer_id=traffic.writer_id(stream),
+                sent=2**62,
+                acknowledged=result.committed_sequences[stream],
+            )

@@ -13,6 +13,7 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.conftest import NewDatabase
 from tests.support.gateway_process import GatewayProcess
 
 AUTHORITY = trustme.CA()
@@ -29,11 +30,21 @@ def write_pair(directory: Path, issued: trustme.LeafCert) -> None:
         partial.rename(directory / name)
 
 
-@pytest.fixture
-def tls_gateway(database_dsn: str, tmp_path: Path) -> Iterator[GatewayProcess]:
-    write_pair(tmp_path, AUTHORITY.issue_cert("127.0.0.1", "localhost"))
-    pair = ["--tls-certificate", f"{tmp_path}/certificate.pem", "--tls-key", f"{tmp_path}/key.pem"]
-    with GatewayProcess(database_dsn, tmp_path, arguments=pair) as process:
+@pytest.fixture(scope="module")
+def tls_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the module's gateway finds its certificate and key."""
+    return tmp_path_factory.mktemp("tls")
+
+
+@pytest.fixture(scope="module")
+def tls_gateway(new_database: NewDatabase, tls_directory: Path) -> Iterator[GatewayProcess]:
+    write_pair(tls_directory, AUTHORITY.issue_cert("127.0.0.1", "localhost"))
+    pair = ["--tls-certificate", f"{tls_directory}/certificate.pem"]
+    pair += ["--tls-key", f"{tls_directory}/key.pem"]
+    with (
+        new_database() as dsn,
+        GatewayProcess(dsn, tls_directory, arguments=pair) as process,
+    ):
         yield process
 
 
@@ -76,23 +87,23 @@ async def test_calls_are_served_over_tls_only(tls_gateway: GatewayProcess) -> No
 
 
 async def test_a_replaced_certificate_is_served_and_a_bad_one_is_not(
-    tls_gateway: GatewayProcess, tmp_path: Path
+    tls_gateway: GatewayProcess, tls_directory: Path
 ) -> None:
     first = await served_certificate(tls_gateway.address)
-    write_pair(tmp_path, AUTHORITY.issue_cert("127.0.0.1"))
+    write_pair(tls_directory, AUTHORITY.issue_cert("127.0.0.1"))
     second = await served_certificate(tls_gateway.address)
     assert second != first
 
-    (tmp_path / "certificate.pem").write_text("nonsense")
+    (tls_directory / "certificate.pem").write_text("nonsense")
     assert await served_certificate(tls_gateway.address) == second
     stranger = AUTHORITY.issue_cert("127.0.0.1")  # right form, but not the key's
-    stranger.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
+    stranger.cert_chain_pems[0].write_to_path(tls_directory / "certificate.pem")
     assert await served_certificate(tls_gateway.address) == second
-    (tmp_path / "key.pem").unlink()
+    (tls_directory / "key.pem").unlink()
     assert await served_certificate(tls_gateway.address) == second
     assert "certificate kept" in tls_gateway.log_path.read_text()
 
-    write_pair(tmp_path, AUTHORITY.issue_cert("127.0.0.1"))
+    write_pair(tls_directory, AUTHORITY.issue_cert("127.0.0.1"))
     assert await served_certificate(tls_gateway.address) not in (first, second)
     await check_health(tls_gateway.address, trusting())
 

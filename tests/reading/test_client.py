@@ -18,6 +18,18 @@ from tests.support.chunks import StoredRun
 from tests.support.gateway_process import GatewayProcess
 
 
+@pytest.fixture
+def gateway(mortal_gateway: GatewayProcess) -> GatewayProcess:
+    """The module's gateway: every test has runs of its own, and may restart it."""
+    return mortal_gateway
+
+
+@pytest.fixture
+def database_dsn(gateway: GatewayProcess) -> str:
+    """Its database: `connection` is to this one."""
+    return gateway.dsn
+
+
 def in_thread(function: Any) -> threading.Thread:
     thread = threading.Thread(target=function, daemon=True)
     thread.start()

@@ -18,7 +18,7 @@ from gateway.embedded import EmbeddedPostgres
 from gateway.store.connections import Database
 from gateway.store.liveness import LivenessStore
 from gateway.store.migrate import migrate
-from tests.conftest import run_apart
+from tests.conftest import NewDatabase, run_apart
 from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually_async
 from tests.support.writer_stream import WriterStream, batch, finish, keys, opening
@@ -162,10 +162,13 @@ async def test_a_sweep_reads_live_runs_only(database_dsn: str, leases: LivenessS
     await connection.close()
 
 
-@pytest.fixture
-def impatient(database_dsn: str, tmp_path: Path) -> Iterator[GatewayProcess]:
+@pytest.fixture(scope="module")
+def impatient(
+    new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayProcess]:
     arguments = ["--set", "lease_s=2", "--set", "search_refresh_s=0.4"]
-    with GatewayProcess(database_dsn, tmp_path, arguments=arguments) as process:
+    directory = tmp_path_factory.mktemp("impatient")
+    with new_database() as dsn, GatewayProcess(dsn, directory, arguments=arguments) as process:
         yield process
 
 
