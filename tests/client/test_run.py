@@ -332,16 +332,19 @@ def test_a_directory_that_contains_the_spool_is_logged_without_it(
 
 
 def test_a_full_spool_drops_counts_and_goes_on_once_there_is_room(
-    start: Callable[..., headrace.Run], caplog: pytest.LogCaptureFixture
+    start: Callable[..., headrace.Run],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("headrace.spool.SEGMENT_BYTES", 300_000)
     run = start(spool_bytes_max=1_000)
     big = {f"key_{index}": 0.0 for index in range(8_000)}
     with caplog.at_level(logging.WARNING, logger="headrace"):
-        for _ in range(200):
+        for _ in range(20):
             run.log(big)
     status = run.status()
     assert status.dropped_points > 0
-    assert status.dropped_points + len(logged(run)) == 200 * 8_000
+    assert status.dropped_points + len(logged(run)) == 20 * 8_000
     assert len(caplog.records) == 1
     assert run.spool is not None
     note = spool_files.Note.read(Path(run.spool) / spool_files.TRAINER_NOTE)
