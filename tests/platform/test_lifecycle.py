@@ -250,16 +250,23 @@ async def test_a_gateway_waits_for_its_database(database_dsn: str, tmp_path: Pat
     assert process.process.returncode == 1
 
 
-def test_an_embedded_gateway_needs_nothing_else(tmp_path: Path) -> None:
-    arguments = ["--embedded", str(tmp_path / "data")]
+@pytest.fixture(scope="module")
+def embedded_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the embedded stores: the next test starts on what the last one left."""
+    return tmp_path_factory.mktemp("embedded") / "data"
+
+
+def test_an_embedded_gateway_needs_nothing_else(embedded_data: Path, tmp_path: Path) -> None:
+    arguments = ["--embedded", str(embedded_data)]
     with GatewayProcess("", tmp_path, arguments=arguments) as gateway:
         gateway.restart()  # SIGKILL: the stores end too, and the next start recovers
         assert gateway.terminate() == 0
 
 
-async def test_an_embedded_store_that_dies_is_started_again(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    arguments = ["--embedded", str(data)]
+async def test_an_embedded_store_that_dies_is_started_again(
+    embedded_data: Path, tmp_path: Path
+) -> None:
+    arguments = ["--embedded", str(embedded_data)]
     with GatewayProcess("", tmp_path, arguments=arguments) as gateway:
         [postmaster] = [
             child for child in psutil.Process(gateway.pid).children() if child.name() == "postgres"
