@@ -1,5 +1,6 @@
 """What the pages show works: the stub examples of docs/clients.md, the READMEs' first steps."""
 
+import functools
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.clients import CLIENTS, ROOT, all_clients
+from tests.conformance.clients import CLIENTS, ROOT, Client, all_clients
 from tests.support.gateway_process import GatewayProcess
 
 PAGE = ROOT / "docs" / "clients.md"
@@ -53,6 +54,16 @@ EXAMPLES = {
 }
 
 
+@functools.cache
+def built(language: str) -> Client:
+    """The client, made once for all tests; skips where tools are missing."""
+    client = next(client for client in all_clients() if client.name == language)
+    if client.missing_tools:
+        pytest.skip(f"this machine has no {', '.join(client.missing_tools)}")
+    client.make()
+    return client
+
+
 @pytest.mark.parametrize("language", EXAMPLES)
 def test_the_page_shows_the_file(language: str) -> None:
     file, _ = EXAMPLES[language]
@@ -65,10 +76,7 @@ def test_the_page_shows_the_file(language: str) -> None:
 @pytest.mark.parametrize("language", EXAMPLES)
 def test_bare_stubs_store_points(language: str, shared_gateway: GatewayProcess) -> None:
     _, command = EXAMPLES[language]
-    client = next(client for client in all_clients() if client.name == language)
-    if client.missing_tools:
-        pytest.skip(f"this machine has no {', '.join(client.missing_tools)}")
-    client.make()
+    client = built(language)
     done = subprocess.run(
         [*command, shared_gateway.address],
         cwd=client.folder,
@@ -95,9 +103,7 @@ def test_every_example_of_a_client_is_listed() -> None:
 def test_a_newcomer_stores_points(
     language: str, shared_gateway: GatewayProcess, tmp_path: Path
 ) -> None:
-    client = next(client for client in all_clients() if client.name == language)
-    if client.missing_tools:
-        pytest.skip(f"this machine has no {', '.join(client.missing_tools)}")
+    client = built(language)
     readme = (client.folder / "README.md").read_text(encoding="utf-8")
     files = re.findall(
         r"`(\S+)`(?: in a folder of its own)?:\n\n```\w+\n(.*?)```", readme, re.DOTALL
@@ -111,8 +117,7 @@ def test_a_newcomer_stores_points(
         "~/.local", str(tmp_path / "local")
     )
     environment = dict(os.environ)
-    # What the checks have compiled already is not compiled again.
-    client.make()
+    # What the checks have compiled or installed already is not made again.
     build = client.folder / ".build"
     if language == "cpp":
         commands = commands.replace(" -D HEADRACE_DEVELOPER=OFF", "")
@@ -120,6 +125,8 @@ def test_a_newcomer_stores_points(
     if language == "rust":
         environment["CARGO_TARGET_DIR"] = str(build / "target")
         shutil.copy(client.folder / "Cargo.lock", tmp_path)
+    if language == "typescript":
+        commands = commands.replace(f"npm ci --prefix {client.folder}\n", "")
     before = shared_gateway.metrics()[STORED]
     subprocess.run(
         ["bash", "-e", "-c", commands], cwd=tmp_path, env=environment, check=True, timeout=500
