@@ -28,7 +28,7 @@ demo: setup ## train 56 real jobs through a gateway on this machine, with faults
 
 .PHONY: test
 test: setup ## run the tests, two files at a time: each worker has servers of its own
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: faults
 faults: setup ## kill, cut, fill and flood for ten minutes and more, and print what came of it

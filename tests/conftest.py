@@ -36,6 +36,20 @@ os.environ["HEADRACE_LOGIN_FILE"] = os.devnull
 # Hundreds of processes start: none shall compile its modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+_LONGEST = (
+    "tests/conformance/test_examples.py",
+    "tests/client/test_commands.py",
+    "tests/artifacts/test_faults.py",
+    "tests/artifacts/test_logging.py",
+    "tests/faults/test_database_trouble.py",
+    "tests/platform/test_lifecycle.py",
+    "tests/faults/test_exactly_once.py",
+    "tests/client/test_delivery.py",
+    "tests/faults/test_memory.py",
+    "tests/client/test_fork.py",
+)
+"""Files of ten seconds and more, which go first: the workers end at about the same time."""
+
 _TEMPLATE = "headrace_template"
 _numbers = itertools.count(1)
 
@@ -45,6 +59,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
     if not config.getoption("--long"):
         skip = pytest.mark.skip(reason="runs for minutes; use --long")
         for item in items:
