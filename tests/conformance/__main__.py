@@ -18,7 +18,7 @@ from gateway.embedded import EmbeddedPostgres, EmbeddedS3
 from tests.conformance.cases import Case, all_cases
 from tests.conformance.clients import BuildError, Client, all_clients
 from tests.conformance.replay import Verdict, check_encoding, replay
-from tests.conformance.stage import Stage
+from tests.conformance.stage import Stage, prepare
 
 WIRE: Final = "wire vectors"
 LANES: Final = 2
@@ -105,6 +105,7 @@ async def run(
     s3: EmbeddedS3,
 ) -> None:
     """Fill the rows of the cases."""
+    await prepare(postgres)
     for auth, tls in ((False, False), (True, False), (False, True)):
         cells = deque(
             (client, case)

@@ -24,6 +24,7 @@ import numpy as np
 import trustme
 
 from gateway.embedded import EmbeddedPostgres, EmbeddedS3
+from gateway.store.migrate import migrate
 from tests.conformance.cases import POINT, Points, SeriesKey, in_order
 from tests.support.gateway_process import GatewayProcess
 from tests.support.proxy import Proxy
@@ -31,10 +32,12 @@ from tests.support.writer_stream import WriterStream, batch, connected, keys, op
 
 COMMIT_DEADLINE_S: Final = 60.0
 _POLL_S: Final = 0.005
+_TEMPLATE: Final = "conformance_template"
 
 _WATERMARK: Final = "SELECT committed_sequence FROM writers WHERE run_id = $1 AND writer_id = $2"
 _STORED: Final = """
-    SELECT key, rank, attempt, array_agg(step) AS steps, array_agg(value) AS values,
+    SELECT key, rank, attempt, string_agg(int8send(step), '') AS steps,
+           string_agg(float8send(value), '') AS values,
            min(time) AS first_time, max(time) AS last_time
     FROM metric_points_raw WHERE run_id = $1 GROUP BY key, rank, attempt
 """
@@ -96,12 +99,9 @@ class Stage:
     async def open(
         cls, postgres: EmbeddedPostgres, s3: EmbeddedS3, *, auth: bool, tls: bool
     ) -> AsyncIterator[Self]:
-        """Start a gateway on a database of its own; stop it at the end."""
+        """Start a gateway on a copy of the template; stop it at the end."""
         name = f"conformance_{uuid.uuid4().hex[:8]}"
-        connection = await asyncpg.connect(postgres.dsn)
-        await connection.execute(f"CREATE DATABASE {name}")
-        await connection.close()
-        dsn = postgres.dsn.rpartition("/")[0] + f"/{name}"
+        dsn = await _create_database(postgres, name, template=_TEMPLATE)
         directory = Path(tempfile.mkdtemp(prefix="headrace-conformance-"))
         gateway = GatewayProcess(
             dsn,
@@ -237,9 +237,10 @@ class Stage:
             await connection.execute("ANALYZE series, loose_chunks, merged_chunks")
             for run_id in run_ids:
                 for row in await connection.fetch(_STORED, uuid.UUID(run_id)):
-                    points = np.empty(len(row["steps"]), POINT)
-                    points["step"] = row["steps"]
-                    points["value"] = row["values"]
+                    # As bytes: a case may have a million points, too many for Python's numbers.
+                    points = np.empty(len(row["steps"]) // 8, POINT)
+                    points["step"] = np.frombuffer(row["steps"], ">i8")
+                    points["value"] = np.frombuffer(row["values"], ">f8")
                     found[run_id, row["key"], row["rank"], row["attempt"]] = in_order(points)
                     times = (row["first_time"].timestamp(), row["last_time"].timestamp())
                     if times[0] < first_time_s - 1 or times[1] > last_time_s + 1:
@@ -280,6 +281,20 @@ class Stage:
         if await stream.read() is None:
             raise FaultError(f"the harness cannot open the writer: {await stream.failure()}")
         return stream
+
+
+async def prepare(postgres: EmbeddedPostgres) -> None:
+    """Make the template of the stages' databases: it is migrated once for all."""
+    await migrate(await _create_database(postgres, _TEMPLATE, template="template1"))
+
+
+async def _create_database(postgres: EmbeddedPostgres, name: str, *, template: str) -> str:
+    connection = await asyncpg.connect(postgres.dsn)
+    try:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    finally:
+        await connection.close()
+    return postgres.dsn.rpartition("/")[0] + f"/{name}"
 
 
 def _certified(directory: Path) -> list[str]:
