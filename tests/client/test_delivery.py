@@ -175,6 +175,7 @@ print("logged", flush=True)
 if sys.argv[3] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 elif sys.argv[3] == "interrupt":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 """
