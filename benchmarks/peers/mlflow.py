@@ -43,7 +43,8 @@ DURATION_S: Final = 4.0
 CROWD_OF_ONE_WORKER: Final = 50
 CROWDS: Final = (100, 500)
 """Clients at once of a server with one worker, and of one with the default of four."""
-CROWD_CALLS: Final = 4  # of each client
+CROWD_CALLS: Final = 4  # of each client, none begun after:
+CROWD_S: Final = 5.0
 LOG_CALLS: Final = {"mlflow_log_metrics": 100, "mlflow_log_metrics_async": 300}
 """Ways to log 10 scalars with MLflow's client, and how many calls of each are timed."""
 WATCH_INTERVAL_S: Final = 0.1
@@ -245,7 +246,7 @@ async def _crowd(server: Server, clients: int) -> dict[str, float]:
     runs = await server.create_runs(clients)
     before = await server.points()
     server.connections_max = 0
-    tally = await _batches(server, runs, calls=CROWD_CALLS, duration_s=10.0)
+    tally = await _batches(server, runs, calls=CROWD_CALLS, duration_s=CROWD_S)
     return {
         f"{name}_calls": tally.succeeded + tally.failed,
         f"{name}_failed_calls": tally.failed,

@@ -101,3 +101,17 @@ async def test_every_query_of_a_read_finds_its_chunks_by_index(
         found = await plan(connection, _SQL[name].rstrip(";"), *values)
         merged = () if name == "chunks_since" else ("merged_chunks",)
         assert_by_index(found, "loose_chunks", *merged)
+
+
+async def test_compaction_takes_chunks_out_by_their_places(
+    connection: asyncpg.Connection, run: StoredRun
+) -> None:
+    """By the index it would look at every chunk of a series for each batch of them."""
+    series = list(run.series.values())
+    arguments = (run.run_id, series, [1] * len(series), [0] * len(series), 79, 2_048)
+    query = load("compaction")["take_loose"].rstrip(";")
+    found = await plan(connection, query, *arguments)
+    chunks = [kind for kind, table in found if table == "loose_chunks"]
+    assert "Tid Scan" in chunks
+    assert "Seq Scan" not in chunks
+    assert len(chunks) == 2, found

@@ -100,9 +100,10 @@ FOR NO KEY UPDATE SKIP LOCKED;
 -- step to begin at, (5) points of the longest, (6) at most so many of each group.
 -- No statement changes a chunk, and whoever deletes one has locked the run: the places
 -- (ctid) that the inner query finds are still those of the same rows.
+-- + 0: by their places alone. By the index every chunk of the series would be looked at.
 DELETE FROM loose_chunks c
 USING unnest($2::bigint[], $3::bigint[]) WITH ORDINALITY AS g (series_id, writer_no, place)
-WHERE c.run_id = $1 AND c.series_id = g.series_id AND c.writer_no = g.writer_no
+WHERE c.series_id + 0 = g.series_id AND c.writer_no = g.writer_no
     AND c.ctid = ANY (ARRAY(
         SELECT loose.place
         FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS u (series_id, writer_no, first_step)
