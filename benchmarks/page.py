@@ -123,7 +123,7 @@ def _mlflow(figures: Figures) -> str:
 
 def _crowd(figures: Figures) -> str:
     rows = []
-    for workers, clients in ((1, 50), (4, 100), (4, 500)):
+    for workers, clients in ((1, 50), (4, 500)):
         name = f"mlflow_crowd_{clients}_clients_{workers}_workers"
         rows.append(
             (

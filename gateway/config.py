@@ -165,7 +165,7 @@ class Settings(BaseModel):
     """How often `cleanup` is applied."""
     purge_grace_s: float = Field(default=2_592_000.0, ge=0)
     """How long a deleted run can be restored, by default 30 days; then it is purged."""
-    upkeep_time_share_max: float = Field(default=0.2, ge=0.001, le=1)
+    upkeep_time_share_max: float = Field(default=0.4, ge=0.001, le=1)
     """The most of its time that a worker merges, and purges; it rests in between."""
 
     s3_bucket: str = ""

@@ -41,7 +41,7 @@ BRIEF_JOBS: Final = (8,)
 """About where both kinds are fastest."""
 DURATION_S: Final = 4.0
 CROWD_OF_ONE_WORKER: Final = 50
-CROWDS: Final = (100, 500)
+CROWD: Final = 500
 """Clients at once of a server with one worker, and of one with the default of four."""
 CROWD_CALLS: Final = 4  # of each client, none begun after:
 CROWD_S: Final = 5.0
@@ -180,7 +180,7 @@ async def measure_mlflow(site: Site, load: Load) -> dict[str, float]:
     """Measure batches of 1,000 and single points at 1, 8, 32 and 64 jobs.
 
     The figures without a number of jobs are the best of all of them. A full run measures
-    MLflow's own client too, and 50, 100 and 500 clients at once: of these, how many calls
+    MLflow's own client too, and 50 and 500 clients at once: of these, how many calls
     fail. Each start of a server takes 10 to 20 s, so one serves for nearly all.
     """
     async with tracking_server(site) as server:
@@ -190,8 +190,7 @@ async def measure_mlflow(site: Site, load: Load) -> dict[str, float]:
         figures |= await _asynchronous_client(server)
         for way, calls in LOG_CALLS.items():
             figures |= await time_log_calls(way, calls, mlflow_url=server.url)
-        for clients in CROWDS:
-            figures |= await _crowd(server, clients)
+        figures |= await _crowd(server, CROWD)
     async with tracking_server(site, workers=1) as server:
         return figures | await _crowd(server, CROWD_OF_ONE_WORKER)
 
