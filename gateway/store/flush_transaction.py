@@ -47,9 +47,9 @@ _BROKEN = (*CONNECTION_LOST, TimeoutError)
 # Classes of SQLSTATE. Cardinality, data, constraints, limits of a row or a statement: what
 # was to be written is at fault.
 _CONTENT: Final = frozenset({"21", "22", "23", "54"})
-# The connection, read-only, rolled back, resources, not in a state to, an operator, the
-# system: the database is at fault, for a while.
-_CONDITION: Final = frozenset({"08", "25", "40", "53", "55", "57", "58"})
+# The connection, read-only, rolled back, a table or a privilege that is missing, resources,
+# not in a state to, an operator, the system: the database is at fault, until it is put right.
+_CONDITION: Final = frozenset({"08", "25", "40", "42", "53", "55", "57", "58"})
 
 
 class IngestConnection:

@@ -95,23 +95,11 @@ async def test_chunks_of_arrays_become_packed_ones_bit_by_bit(empty_dsn: str) ->
     values += [2.2250738585072014e-308, 2.225073858507201e-308, -1.5, math.pi]
     values += [struct.unpack(">d", rng.randbytes(8))[0] for _ in range(20_000)]
     run_id = uuid.uuid4()
-    before, after = migrate.migrations()[:7], migrate.migrations()[7]
+    after = migrate.migrations()[7]
     assert after.name == "0008_packed_chunks"
     connection = await asyncpg.connect(empty_dsn)
     try:
-        for each in before:
-            await connection.execute(each.path.read_text())
-        series_id = await connection.fetchval(
-            "INSERT INTO series (run_id, rank, key) VALUES ($1, 0, 'loss') RETURNING series_id",
-            run_id,
-        )
-        await connection.executemany(
-            "INSERT INTO metric_chunks VALUES ($1, $2, 1, $3, $4, $5, $6, 0, 0, 1, $7, $8, $9)",
-            [
-                _chunk_of_arrays(rng, run_id, series_id, first, values[first : first + 100])
-                for first in range(0, len(values), 100)
-            ],
-        )
+        await _store_arrays(connection, rng, run_id, values)
         of_arrays = await _raw_points(connection, run_id)
         options = "SELECT reloptions FROM pg_class WHERE relname = 'metric_chunks'"
         options_before = await connection.fetchval(options)
@@ -131,37 +119,20 @@ async def test_merged_chunks_move_to_a_table_of_their_own(empty_dsn: str) -> Non
     rng = random.Random(1)
     values = [rng.random() for _ in range(1_000)]
     run_id = uuid.uuid4()
-    before, after = migrate.migrations()[:8], migrate.migrations()[8]
+    before, after = migrate.migrations()[7:9]
     assert after.name == "0009_merged_chunks"
     connection = await asyncpg.connect(empty_dsn)
     try:
-        for each in before[:7]:
-            await connection.execute(each.path.read_text())
-        series_id = await connection.fetchval(
-            "INSERT INTO series (run_id, rank, key) VALUES ($1, 0, 'loss') RETURNING series_id",
-            run_id,
-        )
-        await connection.executemany(
-            "INSERT INTO metric_chunks VALUES ($1, $2, 1, $3, $4, $5, $6, 0, 0, 1, $7, $8, $9)",
-            [
-                _chunk_of_arrays(rng, run_id, series_id, first, values[first : first + 100])
-                for first in range(0, len(values), 100)
-            ],
-        )
-        await connection.execute(before[7].path.read_text())
+        await _store_arrays(connection, rng, run_id, values)
+        await connection.execute(before.path.read_text())
         in_one = await _raw_points(connection, run_id)
         await connection.execute(after.path.read_text())
         assert await _raw_points(connection, run_id) == in_one
-        tables = (
-            "SELECT (SELECT count(*) FROM {}), (SELECT count(*) FROM {} WHERE last_sequence = 0)"
-        )
-        assert tuple(await connection.fetchrow(tables.format("loose_chunks", "loose_chunks"))) == (
-            5,
-            0,
-        )
-        assert tuple(
-            await connection.fetchrow(tables.format("merged_chunks", "merged_chunks"))
-        ) == (5, 5)
+        for table, merged in (("loose_chunks", 0), ("merged_chunks", 5)):
+            counts = await connection.fetchrow(
+                f"SELECT count(*), count(*) FILTER (WHERE last_sequence = 0) FROM {table}"
+            )
+            assert tuple(counts) == (5, merged)
         # A gateway of before, still running, must fail: it would merge into the wrong table.
         with pytest.raises(asyncpg.WrongObjectTypeError):
             await connection.copy_records_to_table(
@@ -171,6 +142,25 @@ async def test_merged_chunks_move_to_a_table_of_their_own(empty_dsn: str) -> Non
             await connection.execute("DELETE FROM metric_chunks")
     finally:
         await connection.close()
+
+
+async def _store_arrays(
+    connection: asyncpg.Connection, rng: random.Random, run_id: uuid.UUID, values: list[float]
+) -> None:
+    """Make the schema before 0008, with one series of these values in it."""
+    for each in migrate.migrations()[:7]:
+        await connection.execute(each.path.read_text())
+    series_id = await connection.fetchval(
+        "INSERT INTO series (run_id, rank, key) VALUES ($1, 0, 'loss') RETURNING series_id",
+        run_id,
+    )
+    await connection.executemany(
+        "INSERT INTO metric_chunks VALUES ($1, $2, 1, $3, $4, $5, $6, 0, 0, 1, $7, $8, $9)",
+        [
+            _chunk_of_arrays(rng, run_id, series_id, first, values[first : first + 100])
+            for first in range(0, len(values), 100)
+        ],
+    )
 
 
 def _chunk_of_arrays(

@@ -2,7 +2,7 @@
 --
 -- Made before the first release: gateways of before cannot run beside it. Their COPY finds a
 -- view where the table was: it fails, and acknowledges nothing, until they are stopped.
--- Privileges on the two tables and on the view have to be granted again.
+-- Privileges on merged_chunks have to be granted.
 
 ALTER TABLE metric_chunks RENAME TO loose_chunks;
 
@@ -25,29 +25,10 @@ DROP INDEX metric_chunks_loose, metric_chunks_merged;
 CREATE INDEX loose_chunks_by_step ON loose_chunks (run_id, series_id, first_step);
 CREATE INDEX merged_chunks_by_step ON merged_chunks (run_id, series_id, first_step);
 
--- All chunks. To be read from, not written to.
-CREATE VIEW metric_chunks AS
+-- All chunks, for reads and for the views of points, which follow it to its new name. To be
+-- read from, not written to.
+ALTER VIEW stored_chunks RENAME TO metric_chunks;
+CREATE OR REPLACE VIEW metric_chunks AS
 SELECT * FROM loose_chunks
 UNION ALL
 SELECT * FROM merged_chunks;
-
-CREATE OR REPLACE VIEW metric_points_raw AS
-SELECT
-    s.run_id,
-    s.key,
-    s.rank,
-    s.series_id,
-    c.attempt,
-    chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.point_values) / 8, p.place) AS step,
-    -- Seconds and microseconds apart: an interval is multiplied by a double,
-    -- which holds each of the two exactly, but not all of their sums.
-    timestamptz '1970-01-01 00:00:00+00'
-        + ((c.first_time + packed_int4(c.time_offsets, p.place)) / 1000000) * interval '1 second'
-        + ((c.first_time + packed_int4(c.time_offsets, p.place)) % 1000000)
-            * interval '1 microsecond' AS time,
-    packed_float8(c.point_values, p.place) AS value
-FROM series s
-JOIN metric_chunks c ON c.run_id = s.run_id AND c.series_id = s.series_id
-CROSS JOIN LATERAL generate_series(0, length(c.point_values) / 8 - 1) AS p (place);
-
-DROP VIEW stored_chunks;
