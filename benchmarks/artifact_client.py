@@ -10,6 +10,7 @@ ways read the same file, cut it into the same parts and send as many at a time.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,9 +42,9 @@ def renew(path: Path) -> None:
             file.write(random.randbytes(16))
 
 
-async def upload_by_aioboto3(path: Path, size: int, *, parallel: int = PARALLEL) -> None:
-    """Upload as anybody would without a gateway: aioboto3 with its defaults, parts in parallel."""
-    bucket, key = os.environ["HEADRACE_GATEWAY_S3_BUCKET"], f"plain/{uuid.uuid4().hex}"
+@contextlib.asynccontextmanager
+async def s3_client() -> AsyncIterator[Any]:
+    """Make a client of aioboto3 with its defaults, and let it connect."""
     async with aioboto3.Session().client(
         "s3",
         endpoint_url=os.environ["HEADRACE_GATEWAY_S3_ENDPOINT_URL"],
@@ -52,28 +53,35 @@ async def upload_by_aioboto3(path: Path, size: int, *, parallel: int = PARALLEL)
         region_name="us-east-1",
         config=AioConfig(signature_version="s3v4", s3={"addressing_style": "path"}),
     ) as s3:
-        answer = await s3.create_multipart_upload(Bucket=bucket, Key=key)
-        upload_id = answer["UploadId"]
-        turn = asyncio.Semaphore(parallel)
+        await s3.head_bucket(Bucket=os.environ["HEADRACE_GATEWAY_S3_BUCKET"])
+        yield s3
 
-        def read(number: int) -> bytes:
-            offset, length = rules.part_range(size, number)
-            with path.open("rb") as file:
-                file.seek(offset)
-                return file.read(length)
 
-        async def put(number: int) -> dict[str, Any]:
-            async with turn:
-                body = await asyncio.to_thread(read, number)
-                part = await s3.upload_part(
-                    Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=body
-                )
-            return {"PartNumber": number, "ETag": part["ETag"]}
+async def upload_by_aioboto3(s3: Any, path: Path, size: int, *, parallel: int = PARALLEL) -> None:
+    """Upload as anybody would without a gateway: parts in parallel."""
+    bucket, key = os.environ["HEADRACE_GATEWAY_S3_BUCKET"], f"plain/{uuid.uuid4().hex}"
+    answer = await s3.create_multipart_upload(Bucket=bucket, Key=key)
+    upload_id = answer["UploadId"]
+    turn = asyncio.Semaphore(parallel)
 
-        parts = await asyncio.gather(*map(put, range(1, rules.part_count(size) + 1)))
-        await s3.complete_multipart_upload(
-            Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
-        )
+    def read(number: int) -> bytes:
+        offset, length = rules.part_range(size, number)
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    async def put(number: int) -> dict[str, Any]:
+        async with turn:
+            body = await asyncio.to_thread(read, number)
+            part = await s3.upload_part(
+                Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=body
+            )
+        return {"PartNumber": number, "ETag": part["ETag"]}
+
+    parts = await asyncio.gather(*map(put, range(1, rules.part_count(size) + 1)))
+    await s3.complete_multipart_upload(
+        Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+    )
 
 
 def _channel() -> grpc.Channel:
@@ -90,12 +98,12 @@ def create_run(channel: grpc.Channel) -> str:
 
 
 def upload_once(mode: str, path: Path) -> dict[str, float]:
-    """Upload a file once; return its bytes and the seconds until it was visible."""
+    """Upload a file once over an open connection; return its bytes and the seconds it took.
+
+    The clock stops when the file is visible.
+    """
     if mode == "aioboto3":
-        size = path.stat().st_size
-        started = time.perf_counter()
-        asyncio.run(upload_by_aioboto3(path, size))
-        return {"bytes": size, "seconds": time.perf_counter() - started}
+        return asyncio.run(_upload_once_by_aioboto3(path, path.stat().st_size))
     direct: Direct = "always" if mode == "direct" else "never"
     with (
         _channel() as channel,
@@ -107,9 +115,11 @@ def upload_once(mode: str, path: Path) -> dict[str, float]:
         return {"bytes": path.stat().st_size, "seconds": time.perf_counter() - started}
 
 
-def upload_past_the_gateway(path: Path) -> None:
-    """Upload a file by aioboto3, part by part."""
-    asyncio.run(upload_by_aioboto3(path, path.stat().st_size, parallel=1))
+async def _upload_once_by_aioboto3(path: Path, size: int) -> dict[str, float]:
+    async with s3_client() as s3:
+        started = time.perf_counter()
+        await upload_by_aioboto3(s3, path, size)
+        return {"bytes": size, "seconds": time.perf_counter() - started}
 
 
 def stay_busy(mode: str, paths: list[Path]) -> dict[str, float]:
@@ -117,22 +127,33 @@ def stay_busy(mode: str, paths: list[Path]) -> dict[str, float]:
     over = threading.Event()
     sent = [0] * len(paths)
 
-    def again(index: int, upload: Callable[[Path], object]) -> None:
+    def files(index: int) -> Iterator[tuple[Path, int]]:
+        path = paths[index]
+        size = path.stat().st_size
         while not over.is_set():
-            renew(paths[index])
-            upload(paths[index])
-            sent[index] += paths[index].stat().st_size
+            renew(path)
+            yield path, size
+            sent[index] += size
 
-    def work(index: int) -> None:
-        if mode == "busy-s3":
-            again(index, upload_past_the_gateway)
-            return
+    async def past_the_gateway(index: int) -> None:
+        async with s3_client() as s3:
+            for path, size in files(index):
+                await upload_by_aioboto3(s3, path, size, parallel=1)
+
+    def through_the_gateway(index: int) -> None:
         with (
             _channel() as channel,
             Transfers(channel, direct="never", parallel=1) as transfers,
         ):
             run_id = create_run(channel)
-            again(index, lambda path: transfers.upload(run_id, path, f"file-{index}"))
+            for path, _ in files(index):
+                transfers.upload(run_id, path, f"file-{index}")
+
+    def work(index: int) -> None:
+        if mode == "busy-s3":
+            asyncio.run(past_the_gateway(index))
+        else:
+            through_the_gateway(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(paths))]
     started = time.perf_counter()

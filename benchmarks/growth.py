@@ -26,7 +26,7 @@ QUARTER_FROM_POINTS: Final = 100_000_000
 async def measure_growth(site: Site, load: Load) -> dict[str, float]:
     """Measure the rate into nothing and beside `load.growth_points`, a quarter of many too."""
     async with Site.open(workers=site.workers) as empty:
-        await _store(empty, load, load.raw_points // 4)  # the other is warm already
+        await _store(empty, load, load.raw_points // 8)  # the other is warm already
         await _clear(empty)
         figures: dict[str, float] = {}
         stored = await _stored(site)
@@ -57,7 +57,7 @@ async def _stored(site: Site) -> int:
 
 async def _rates(empty: Site, grown: Site, load: Load) -> tuple[float, float]:
     rates: dict[Site, list[float]] = {empty: [], grown: []}
-    points = load.raw_points // (2 if load.brief else 1)
+    points = load.raw_points // (4 if load.brief else 2)
     for pair in range(BRIEF_PAIRS if load.brief else PAIRS):
         for site in (empty, grown) if pair % 2 == 0 else (grown, empty):
             await site.checkpoint()

@@ -32,6 +32,7 @@ class Scenario:
         seconds_brief: the same without `--full`, where that is much less.
         rounds: the most rounds of a full run: further ones add nothing, or take too long.
         rounds_brief: the same without `--full`; 0 leaves it out.
+        apart: it has servers of its own; the shared ones are left alone.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Scenario:
     rounds: int
     rounds_brief: int
     seconds_brief: float | None = None
+    apart: bool = False
 
     def expected_s(self, *, brief: bool) -> float:
         """Return about how long a round takes."""
@@ -82,7 +84,8 @@ async def run(
             f"[dim]{position + 1} of {len(queue)}, {_clock(time.monotonic() - began)} gone,"
             f" about {_clock(left_s)} left:[/] {scenario.name}, round {number}"
         )
-        await site.checkpoint()
+        if not scenario.apart:
+            await site.checkpoint()
         started = time.monotonic()
         try:
             figures = await scenario.measure(site, load)

@@ -37,7 +37,7 @@ class Load:
     streams: int = 64
     series: int = 20
     batch_points: int = 1_000
-    raw_points: int = 6_400_000
+    raw_points: int = 12_800_000
     copy_points: int = 1_280_000
     wide_series: int = 50_000
     wide_points: int = 1_000_000

@@ -14,12 +14,24 @@ from typing import Annotated, Final
 import typer
 
 from benchmarks import charts
+from benchmarks.load import Load
 from benchmarks.results import TARGETS, shown
-from benchmarks.sweeps import BATCH_POINTS, MIXES, OFFERED_POINTS_PER_S, STREAMS
+from benchmarks.sweeps import (
+    BATCH_POINTS,
+    MIXES,
+    OFFERED_POINTS_PER_S,
+    STREAMS,
+    offered_batch_points,
+)
 
-ROOT: Final = Path(__file__).parent.parent
-PAGES: Final = (ROOT / "docs/benchmarks.md", ROOT / "docs/performance.md", ROOT / "README.md")
-LATEST: Final = Path(__file__).parent / "results" / "latest.json"
+ROOT: Final = Path(__file__).parent.parent.resolve()
+PAGES: Final = tuple(
+    ROOT / name
+    for name in ("docs/benchmarks.md", "docs/performance.md", "docs/reliability.md", "README.md")
+)
+LATEST: Final = Path(__file__).parent.resolve() / "results" / "latest.json"
+FAULTS: Final = LATEST.with_name("faults.json")
+"""What `make faults` writes."""
 _MARKED: Final = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Figures = Mapping[str, float]
@@ -40,13 +52,19 @@ def _run(document: Mapping[str, object]) -> str:
     assert isinstance(versions, dict)
     assert isinstance(postgres, dict)
     assert isinstance(parameters, dict)
+    load = described.get("load_average_before")
+    failures = document.get("failures")
+    assert isinstance(failures, dict)
     settings = ", ".join(
         f"`{name}` {postgres[name]}" for name in ("fsync", "full_page_writes", "synchronous_commit")
     )
     return (
         f"Measured {document['measured_at']} at commit `{versions['commit']}` on"
         f" {described['cores']} cores ({described['cpu']}), PostgreSQL {postgres['server_version']}"
-        f" with {settings}; up to {parameters['rounds']} interleaved rounds, medians.\n"
+        f" with {settings}; up to {parameters['rounds']} interleaved rounds, medians."
+        + (f" Load average before it: {load:.1f}." if isinstance(load, float) else "")
+        + (f" Could not be measured: {', '.join(failures)}." if failures else "")
+        + f" The result: {document['file']}.\n"
     )
 
 
@@ -68,6 +86,11 @@ def _ways(figures: Figures) -> str:
             "binary COPY of rows, indexed",
             "copy_rows_indexed_points_per_s",
             "copy_rows_indexed_bytes_per_point",
+        ),
+        (
+            "… indexed, over two connections",
+            "copy_rows_indexed_2_connections_points_per_s",
+            "",
         ),
         ("`copy_records_to_table`, no index", "copy_records_unindexed_points_per_s", ""),
         ("`copy_records_to_table`, indexed", "copy_records_indexed_points_per_s", ""),
@@ -142,7 +165,7 @@ def _crowd(figures: Figures) -> str:
                 f"Headrace, {streams:,} streams",
                 shown(figures.get(f"{name}_points_per_s")),
                 "none" if f"{name}_points_per_s" in figures else "",
-                shown(figures.get(f"{name}_ack_p99_ms"), "ms (p99)"),
+                shown(figures.get(f"{name}_ack_max_ms"), "ms"),
                 shown(figures.get(f"{name}_connections")),
             )
         )
@@ -194,10 +217,11 @@ def _offered(figures: Figures) -> str:
     chart = _chart("offered", "latency against offered load", figures, second)
     return (
         table(
-            ("offered points/s", "reached", "ack p50", "ack p99"),
+            ("offered points/s", "points a message", "reached", "ack p50", "ack p99"),
             [
                 (
                     shown(offered),
+                    f"{offered_batch_points(offered, Load().series):,}",
                     shown(figures[f"offered_{offered}_points_per_s"]),
                     shown(figures[f"offered_{offered}_ack_p50_ms"], "ms"),
                     shown(figures[f"offered_{offered}_ack_p99_ms"], "ms"),
@@ -256,7 +280,7 @@ def _rest(figures: Figures) -> str:
         ("4 series at 1,000 points, alone", "read_4x1000_p50_ms", "ms"),
         ("… beside 64 saturated streams", "read_4x1000_beside_writes_p50_ms", "ms"),
         ("ingest beside these reads", "ingest_beside_reads_points_per_s", "points/s"),
-        ("5,000 idle streams: gateway memory", "rss_mb_5000_streams", "MB"),
+        ("5,000 idle streams, one gateway process: memory", "rss_mb_5000_streams", "MB"),
         ("… database connections", "connections_5000_streams", ""),
         ("… one more writer's ack p99", "ack_p99_ms_beside_5000_streams", "ms"),
         ("points in a database that has grown", "growth_points", ""),
@@ -282,7 +306,12 @@ def _summary(figures: Figures) -> str:
             ("64 Python trainers", of("ingest_clients_64_points_per_s", "points/s"), ""),
             ("one run, 50,000 keys a step", of("ingest_wide_points_per_s", "points/s"), ""),
             ("acknowledgement at 100,000 points/s, p99", of("ack_p99_ms_at_100k", "ms"), ""),
-            ("`log()` of 10 scalars", of("log_call_10_scalars_us", "µs"), ""),
+            (
+                "`log()` of 10 scalars",
+                f"{of('log_call_10_scalars_us', 'µs')} back to back,"
+                f" {of('log_call_10_scalars_paced_us', 'µs')} once a millisecond",
+                "",
+            ),
             (
                 "stored",
                 of("bytes_per_point", "bytes/point"),
@@ -293,7 +322,7 @@ def _summary(figures: Figures) -> str:
     ) + (
         "\n64 streams are"
         f" {of('ratio_raw_to_copy_indexed')} times indexed COPY,"
-        f" {of('ratio_raw_to_victoriametrics')} times VictoriaMetrics' faster import, and"
+        f" {of('ratio_raw_to_victoriametrics')} times VictoriaMetrics' faster text import, and"
         f" {of('ratio_raw_to_mlflow_log_batch')} times MLflow's batches of 1,000.\n"
     )
 
@@ -328,13 +357,40 @@ def _spread(document: Mapping[str, object]) -> str:
         ("`executemany`, indexed", "executemany_points_per_s", "points/s"),
         ("acknowledgement at 100,000 points/s, p99", "ack_p99_ms_at_100k", "ms"),
         ("memory of an idle stream", "idle_stream_bytes", "bytes"),
-        ("`log()` of 10 scalars, median", "log_call_10_scalars_us", "µs"),
+        ("`log()` of 10 scalars back to back, median", "log_call_10_scalars_us", "µs"),
+        ("the same once a millisecond, as in training", "log_call_10_scalars_paced_us", "µs"),
         ("stored, indexes and summaries included", "bytes_per_point", "bytes/point"),
         ("the same points as indexed rows", "copy_rows_indexed_bytes_per_point", "bytes/point"),
     )
     return table(
         ("", "median", "low to high"),
         [(label, shown(figures.get(name), unit), ends(name)) for label, name, unit in rows],
+    )
+
+
+def _faults(_: Mapping[str, object]) -> str:
+    document = json.loads(FAULTS.read_text(encoding="utf-8"))
+    machine = document["machine"]
+    said = (
+        f"Run {document['measured_at']} at commit `{document['commit']}` on"
+        f" {machine['cores']} cores ({machine['cpu']}): {document['acts']} acts of random"
+        " violence.\n\n"
+    )
+
+    def cell(value: float | None, unit: str = "") -> str:
+        return "" if value is None else f"{value:.1f}{unit}" if unit else f"{value:,}"
+
+    return said + table(
+        ("fault", "times", "points of its run", "lost", "doubled", "recovery", "seed"),
+        [
+            (
+                row["fault"],
+                *(cell(row[name]) for name in ("times", "points", "lost", "doubled")),
+                cell(row["recovery_s"], " s"),
+                "" if row["seed"] is None else str(row["seed"]),
+            )
+            for row in document["rows"]
+        ],
     )
 
 
@@ -356,6 +412,7 @@ _TABLES: Final[Mapping[str, Callable[[Figures], str]]] = {
 _OF_DOCUMENT: Final[Mapping[str, Callable[[Mapping[str, object]], str]]] = {
     "run": _run,
     "spread": _spread,
+    "faults": _faults,
 }
 
 
@@ -381,6 +438,10 @@ def main(
 ) -> None:
     """Rewrite the tables of the pages, and the charts of docs/benchmarks.md."""
     document = json.loads(result.read_text(encoding="utf-8"))
+    kept = result.resolve() != LATEST  # which the next run replaces
+    result = result.resolve()
+    name = str(result.relative_to(ROOT) if result.is_relative_to(ROOT) else result.name)
+    document["file"] = f"[{name}](../{name})" if kept else f"`{name}`"
     for page in PAGES:
         text = rewrite(page.read_text(encoding="utf-8"), document)
         page.write_text(text, encoding="utf-8")

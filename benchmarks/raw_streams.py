@@ -43,6 +43,7 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
 )
 _KEYS_PER_MESSAGE: Final = 10_000
+_OPENING_MAX: Final = 50  # a gentle start: the handshakes are not the test
 
 Call = StreamCall[wire.WriteMetricsResponse] | BareCall
 
@@ -313,7 +314,7 @@ class _Stream:
             return
         while self._in_flight and not reader.done():  # leave the writer open, lose nothing
             self._room.clear()
-            await _first(self._room.wait(), reader)
+            await self._room.wait()  # the reader's end sets it too
         call.cancel()
 
     async def _send(
@@ -332,7 +333,7 @@ class _Stream:
                 break
             while len(self._in_flight) >= traffic.window_batches:
                 self._room.clear()
-                await _first(self._room.wait(), reader)
+                await self._room.wait()  # the reader's end sets it too
                 if reader.done() or self._moving:
                     return
             records = self._random.randint(1, self._records) if traffic.recut else self._records
@@ -422,11 +423,15 @@ async def run(
             _Stream(number, traffic, address, tally, journal=journal, shared=shared)
             for number in range(traffic.streams)
         ]
-        tasks = []
-        for start in range(0, len(streams), 50):  # a gentle start: the handshakes are not the test
-            batch = streams[start : start + 50]
-            tasks += [group.create_task(stream.run(encoder, go, stop)) for stream in batch]
-            await asyncio.gather(*(stream.opened.wait() for stream in batch))
+        tasks: list[asyncio.Task[None]] = []
+        door = asyncio.Semaphore(_OPENING_MAX)
+
+        async def start(stream: _Stream) -> None:
+            async with door:
+                tasks.append(group.create_task(stream.run(encoder, go, stop)))
+                await stream.opened.wait()
+
+        await asyncio.gather(*map(start, streams))
         on_ready()
         tally.points = tally.batches = tally.acks = 0
         cpu_s, started = time.process_time(), asyncio.get_running_loop().time()
@@ -460,13 +465,6 @@ async def run(
 
 def _channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-
-
-async def _first(waiter: Any, reader: asyncio.Task[None]) -> None:
-    """Wait for `waiter` or for the end of the stream."""
-    task = asyncio.ensure_future(waiter)
-    await asyncio.wait([task, reader], return_when=asyncio.FIRST_COMPLETED)
-    task.cancel()
 
 
 def _ended_early() -> grpc.aio.AioRpcError:

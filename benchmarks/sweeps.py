@@ -43,6 +43,7 @@ async def measure_streams(site: Site, load: Load) -> dict[str, float]:
             figures |= {
                 f"sweep_streams_{streams}_points_per_s": result["points_per_s"],
                 f"sweep_streams_{streams}_ack_p99_ms": result["ack_ms"]["p99"],
+                f"sweep_streams_{streams}_ack_max_ms": result["ack_ms"]["max"],
                 f"sweep_streams_{streams}_connections": own.connections_max,
                 f"sweep_streams_{streams}_rss_mb": own.gateway_memory_bytes() / 1e6,
             }
@@ -72,15 +73,21 @@ async def measure_offered(site: Site, load: Load) -> dict[str, float]:
         return await _knee(own, load)
 
 
+def offered_batch_points(offered: int, series: int) -> int:
+    """Return the points of a message: from 400,000 points/s on, 2,000 messages a second."""
+    return max(200, offered // 2_000 // series * series)
+
+
 async def _knee(site: Site, load: Load) -> dict[str, float]:
     figures: dict[str, float] = {}
     for offered in OFFERED_POINTS_PER_S:
         result = await _round(
             site,
             load,
-            batch_points=max(200, offered // 2_000 // load.series * load.series),
+            batch_points=offered_batch_points(offered, load.series),
             points_per_s=offered,
             duration_s=SWEEP_S,
+            warm_up_s=1.0,
         )
         p99_ms = result["ack_ms"]["p99"]
         figures |= {
@@ -152,6 +159,7 @@ async def _round(
     window: int = 16,
     points_per_s: int = 0,
     duration_s: float,
+    warm_up_s: float = 0.0,
     options: tuple[str | float, ...] = (),
 ) -> dict[str, Any]:
     streams = streams or load.streams
@@ -160,7 +168,8 @@ async def _round(
         site,
         "--streams", streams, "--series", series or load.series, "--seed", number,
         "--batch-points", batch_points, "--window-batches", window,
-        "--points-per-s", points_per_s, "--duration-s", duration_s, *options,
+        "--points-per-s", points_per_s, "--duration-s", duration_s,
+        "--warm-up-s", warm_up_s, *options,
     )  # fmt: skip
     traffic = Traffic(seed=number)
     await audit(site, [traffic.run_id(each) for each in range(streams)], result["points"])

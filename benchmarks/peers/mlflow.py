@@ -199,9 +199,11 @@ async def _rates_by_jobs(server: Server, jobs_measured: tuple[int, ...]) -> dict
     figures: dict[str, float] = {}
     runs = await server.create_runs(max(jobs_measured))
     before_points, before_bytes = await server.points(), await server.stored_bytes()
+    await _batches(server, runs[: max(BRIEF_JOBS)], calls=1)  # its workers have answered once
     for kind, send in (("mlflow_log_batch", _batches), ("mlflow_log_metric", _singles)):
         rates = {}
         for jobs in jobs_measured:
+            await server.quiet()
             measured = _rates(kind, jobs, await send(server, runs[:jobs]))
             rates[jobs] = measured[f"{kind}_{jobs}_jobs_points_per_s"]
             figures |= measured

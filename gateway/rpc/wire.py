@@ -2,18 +2,20 @@
 
 The four columns of a batch are packed fixed-width fields: on the wire each is a
 run of little-endian numbers, which numpy can look at in place. That is taken when
-every column stands there once and packed, as all known encoders write it. Any
-other legal encoding (unpacked, split, several oneof members) goes through the
-generated class, so the result is the same for every encoder.
+the message is as all known encoders write it: every field once, in the order of their
+numbers, all columns of one length. What stands before each column then follows from the
+length of the message, and is compared rather than parsed. Any other legal encoding
+(unpacked, split, several oneof members) goes through the generated class, so the result
+is the same for every encoder.
 """
 
+from functools import lru_cache
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from headrace.v1.metric_service_pb2 import MetadataBatch, MetricBatch, WriteMetricsRequest
-from numpy.typing import NDArray
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.limits import MESSAGE_BYTES_MAX
@@ -21,11 +23,12 @@ from gateway.ingest.session import Batch
 from gateway.rpc.metadata import entries
 
 _BATCH_TAG: Final = 0x1A
-_FIRST_SEQUENCE, _RECORD_COUNT = 0x08, 0x10
-_COLUMNS: Final = {
-    tag: (np.dtype(kind), size)  # making a dtype is half of what looking at a column costs
-    for tag, kind, size in ((0x1A, "<u4", 4), (0x22, "<i8", 8), (0x2A, "<i8", 8), (0x32, "<f8", 8))
-}
+_FIRST_SEQUENCE: Final = b"\x08"
+_RECORD_COUNT: Final = b"\x10"
+_COLUMNS: Final = ((0x1A, 4), (0x22, 8), (0x2A, 8), (0x32, 8))  # tag, bytes of a number
+_POINT_BYTES: Final = sum(size for _, size in _COLUMNS)
+# Making a dtype is half of what looking at a column costs.
+_UINT32, _INT64, _FLOAT64 = np.dtype("<u4"), np.dtype("<i8"), np.dtype("<f8")
 _NO_INDEX: Final = np.empty(0, np.uint32)
 _NO_INT: Final = np.empty(0, np.int64)
 _NO_VALUE: Final = np.empty(0, np.float64)
@@ -47,12 +50,9 @@ def decode(message: bytes) -> Batch | WriteMetricsRequest:
             value=len(message),
             limit=MESSAGE_BYTES_MAX,
         )
-    if message and message[0] == _BATCH_TAG:
-        length, start = _varint(message, 1)
-        if start + length == len(message):
-            batch = _columns_in_place(message, start)
-            if batch is not None:
-                return batch
+    batch = _in_place(message)
+    if batch is not None:
+        return batch
     try:
         request = WriteMetricsRequest.FromString(message)
     except DecodeError as error:
@@ -70,58 +70,81 @@ def decode(message: bytes) -> Batch | WriteMetricsRequest:
     return request
 
 
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """Return a varint and the place after it; a place past the end when it is cut off."""
-    if place >= len(message):
-        return 0, len(message) + 1
-    byte = message[place]
-    if byte < 0x80:
-        return byte, place + 1
-    value, shift = byte & 0x7F, 7
-    for byte in message[place + 1 : place + 10]:
-        place += 1
-        if byte < 0x80:
-            return value | byte << shift, place + 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-    return 0, len(message) + 1
-
-
-def _columns_in_place(message: bytes, place: int) -> Batch | None:
-    """Return the batch when it is in the usual form; None leaves it to the generated class."""
-    first_sequence = record_count = 0
-    columns: dict[int, NDArray[Any]] = {}
+def _in_place(message: bytes) -> Batch | None:
+    """Return the batch of a message in the usual form; None leaves it to the generated class."""
     end = len(message)
-    while place < end:
-        tag = message[place]
-        number, place = _varint(message, place + 1)
-        if place > end:
-            return None
-        column = _COLUMNS.get(tag)
-        if column is not None:
-            kind, size = column
-            if tag in columns or number % size or place + number > end:
-                return None
-            columns[tag] = np.frombuffer(message, kind, number // size, place)
-            place += number
-        elif tag == _FIRST_SEQUENCE:
-            first_sequence = number
-        elif tag == _RECORD_COUNT:
-            record_count = number
-        else:
-            return None
-    if first_sequence >= 2**63 or record_count >= 2**32:
+    head = _batch_head(end)
+    if not head or not message.startswith(head):
+        return None
+    first_sequence, place = _varint(message, len(head), _FIRST_SEQUENCE)
+    record_count, place = _varint(message, place, _RECORD_COUNT)
+    # The heads of the columns take less than a point does.
+    points = (end - place) // _POINT_BYTES
+    if points < 1 or first_sequence >= 2**63 or record_count >= 2**32:
+        return None
+    index_head, step_head, time_head, value_head = _column_heads(points)
+    index_at = place + len(index_head)
+    step_at = index_at + 4 * points + len(step_head)
+    time_at = step_at + 8 * points + len(time_head)
+    value_at = time_at + 8 * points + len(value_head)
+    if not (
+        value_at + 8 * points == end
+        and message.startswith(index_head, place)
+        and message.startswith(step_head, index_at + 4 * points)
+        and message.startswith(time_head, step_at + 8 * points)
+        and message.startswith(value_head, time_at + 8 * points)
+    ):
         return None
     return Batch(
         first_sequence=first_sequence,
         record_count=record_count,
-        series_index=columns.get(0x1A, _NO_INDEX),
-        step=columns.get(0x22, _NO_INT),
-        time=columns.get(0x2A, _NO_INT),
-        value=columns.get(0x32, _NO_VALUE),
-        size_bytes=len(message) + _OVERHEAD_BYTES,
+        series_index=np.frombuffer(message, _UINT32, points, index_at),
+        step=np.frombuffer(message, _INT64, points, step_at),
+        time=np.frombuffer(message, _INT64, points, time_at),
+        value=np.frombuffer(message, _FLOAT64, points, value_at),
+        size_bytes=end + _OVERHEAD_BYTES,
         arrived=perf_counter(),
     )
+
+
+def _varint(message: bytes, place: int, tag: bytes) -> tuple[int, int]:
+    """Return a field and the place after it; a place past the end when it is not there."""
+    if message.startswith(tag, place):
+        value = shift = 0
+        for byte in message[place + 1 : place + 11]:
+            place += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, place + 1
+            shift += 7
+    return 0, len(message) + 1
+
+
+@lru_cache(maxsize=4096)
+def _batch_head(message_bytes: int) -> bytes:
+    """Return what stands before the batch in a message that holds it alone; b"" if none can."""
+    head = bytes([_BATCH_TAG])
+    for length_bytes in range(1, 5):
+        body_bytes = message_bytes - 1 - length_bytes
+        if body_bytes >= 0 and len(length := _encoded(body_bytes)) == length_bytes:
+            return head + length
+    return b""
+
+
+@lru_cache(maxsize=4096)
+def _column_heads(points: int) -> tuple[bytes, ...]:
+    """Return what stands before each column of a batch with so many points."""
+    return tuple(bytes([tag]) + _encoded(points * size) for tag, size in _COLUMNS)
+
+
+def _encoded(number: int) -> bytes:
+    """Return a number as a varint."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _from_metadata(batch: MetadataBatch, size_bytes: int) -> Batch:
