@@ -56,8 +56,8 @@ const (
 	// The run was purged; its points can never be written again. NOT_FOUND;
 	// retry never.
 	ErrorReason_ERROR_REASON_RUN_PURGED ErrorReason = 6
-	// CreateRun found the id in use with different immutable properties.
-	// ALREADY_EXISTS; retry never.
+	// CreateRun found the id in use: by a run with another step policy or late
+	// policy, or outside the caller's workspace. ALREADY_EXISTS; retry never.
 	ErrorReason_ERROR_REASON_RUN_EXISTS ErrorReason = 7
 	// The stream's first message was not `open`, or `open` came twice.
 	// INVALID_ARGUMENT; retry never.

@@ -414,13 +414,15 @@ const (
 // fails with WORKSPACE_NOT_FOUND.
 type WorkspaceServiceClient interface {
 	// Creates a workspace. Fails with WORKSPACE_EXISTS when the name is taken,
-	// unless by the same request_id. Needs a caller that may administer.
+	// unless by the same request_id. Needs a caller that may administer: where
+	// the gateway asks for no tokens, every one may; so far, no token may, and
+	// `headrace-gateway token create --workspace NAME` makes workspaces instead.
 	CreateWorkspace(ctx context.Context, in *CreateWorkspaceRequest, opts ...grpc.CallOption) (*CreateWorkspaceResponse, error)
 	// Lists the workspaces that the caller may name, ordered by name.
 	ListWorkspaces(ctx context.Context, in *ListWorkspacesRequest, opts ...grpc.CallOption) (*ListWorkspacesResponse, error)
 	// Archives a workspace: it can be read and takes no more writes
 	// (WORKSPACE_ARCHIVED). Idempotent. Fails with FIELD_INVALID for `default`.
-	// Needs a caller that may administer.
+	// Needs a caller that may administer (see CreateWorkspace).
 	ArchiveWorkspace(ctx context.Context, in *ArchiveWorkspaceRequest, opts ...grpc.CallOption) (*ArchiveWorkspaceResponse, error)
 }
 
@@ -474,13 +476,15 @@ func (c *workspaceServiceClient) ArchiveWorkspace(ctx context.Context, in *Archi
 // fails with WORKSPACE_NOT_FOUND.
 type WorkspaceServiceServer interface {
 	// Creates a workspace. Fails with WORKSPACE_EXISTS when the name is taken,
-	// unless by the same request_id. Needs a caller that may administer.
+	// unless by the same request_id. Needs a caller that may administer: where
+	// the gateway asks for no tokens, every one may; so far, no token may, and
+	// `headrace-gateway token create --workspace NAME` makes workspaces instead.
 	CreateWorkspace(context.Context, *CreateWorkspaceRequest) (*CreateWorkspaceResponse, error)
 	// Lists the workspaces that the caller may name, ordered by name.
 	ListWorkspaces(context.Context, *ListWorkspacesRequest) (*ListWorkspacesResponse, error)
 	// Archives a workspace: it can be read and takes no more writes
 	// (WORKSPACE_ARCHIVED). Idempotent. Fails with FIELD_INVALID for `default`.
-	// Needs a caller that may administer.
+	// Needs a caller that may administer (see CreateWorkspace).
 	ArchiveWorkspace(context.Context, *ArchiveWorkspaceRequest) (*ArchiveWorkspaceResponse, error)
 	mustEmbedUnimplementedWorkspaceServiceServer()
 }

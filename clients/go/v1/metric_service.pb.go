@@ -553,7 +553,8 @@ func (x *FinishWriter) GetLastSequence() uint64 {
 }
 
 // Continues a writer whose watermark went back, which happens only when the
-// gateway's database was restored from a backup.
+// gateway's database was restored from a backup, or failed over to a standby
+// that lacked the last commits.
 //
 // A client that finds opened.committed_sequence below what it has already
 // forgotten sends `resync` as its first message after `opened`, and reports

@@ -337,6 +337,12 @@ func (x *Attempt) GetResumeExemptKeys() []string {
 }
 
 // One training job, through all its attempts and ranks.
+//
+// A changed run, which is what CreateRun, FinishRun, ReopenRun, UpdateRun,
+// DeleteRun and RestoreRun answer with, has no `metrics`, `datasets` and
+// `resume_exempt_keys`; and if it is larger than 1 MiB even so, nor `params`,
+// `tags`, `summary` and `facts`, left out one after the other until it is not.
+// So a change is answered however large the run is. GetRun has them.
 type Run struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 32 lower-case hex digits.
@@ -388,7 +394,9 @@ type Run struct {
 	Summary []*SummaryValue `protobuf:"bytes,23,rep,name=summary,proto3" json:"summary,omitempty"`
 	// The dataset inputs, in the order in which they were written. GetRun only.
 	Datasets []*DatasetInput `protobuf:"bytes,24,rep,name=datasets,proto3" json:"datasets,omitempty"`
-	// The metrics, ordered by key. In a search only when asked for.
+	// The metrics, ordered by key: at most the first 10,000. A run that has so
+	// many here may have more; ListSeries has all, page by page. In a search
+	// only when asked for.
 	Metrics       []*RunMetric `protobuf:"bytes,25,rep,name=metrics,proto3" json:"metrics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1404,7 +1412,7 @@ func (x *CreateRunRequest) GetEntries() []*MetadataEntry {
 // The response of CreateRun.
 type CreateRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The run as stored.
+	// The run as stored, with the limits of a changed run (see Run).
 	Run *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	// False when the run existed already.
 	Created       bool `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
@@ -1624,7 +1632,7 @@ func (x *FinishRunRequest) GetEndTime() *timestamppb.Timestamp {
 // The response of FinishRun.
 type FinishRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The run as stored.
+	// The run as stored, with the limits of a changed run (see Run).
 	Run *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	// False when a newer attempt exists; nothing was changed then.
 	Applied       bool `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
@@ -1808,7 +1816,7 @@ func (x *ReopenRunRequest) GetRunId() string {
 // The response of ReopenRun.
 type ReopenRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The run as stored.
+	// The run as stored, with the limits of a changed run (see Run).
 	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1919,7 +1927,7 @@ func (x *UpdateRunRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 // The response of UpdateRun.
 type UpdateRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The run as stored.
+	// The run as stored, with the limits of a changed run (see Run).
 	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2072,8 +2080,9 @@ type SearchRunsRequest struct {
 	OrderBy []string `protobuf:"bytes,4,rep,name=order_by,json=orderBy,proto3" json:"order_by,omitempty"`
 	// Default ACTIVE.
 	Visibility Visibility `protobuf:"varint,5,opt,name=visibility,proto3,enum=headrace.v1.Visibility" json:"visibility,omitempty"`
-	// The most runs to return. Default 100 (also for 0), at most 1,000 (more is
-	// taken as 1,000); negative is refused.
+	// The most runs to return; about 1 MiB of runs ends a page earlier. Default
+	// 100 (also for 0), at most 1,000 (more is taken as 1,000); negative is
+	// refused.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before; empty for the first. It belongs to
 	// this filter and order; with others it fails with PAGE_TOKEN_INVALID.
@@ -2173,9 +2182,9 @@ func (x *SearchRunsRequest) GetIncludeData() bool {
 // The response of SearchRuns.
 type SearchRunsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The runs, in order.
+	// The runs, in order; at least one unless nothing is left.
 	Runs []*Run `protobuf:"bytes,1,rep,name=runs,proto3" json:"runs,omitempty"`
-	// For the next page; empty on the last.
+	// For the next page; empty on the last, and only there.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2274,7 +2283,7 @@ func (x *DeleteRunRequest) GetRunId() string {
 // The response of DeleteRun.
 type DeleteRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The run as stored.
+	// The run as stored, with the limits of a changed run (see Run).
 	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2366,7 +2375,7 @@ func (x *RestoreRunRequest) GetRunId() string {
 // The response of RestoreRun.
 type RestoreRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The run as stored.
+	// The run as stored, with the limits of a changed run (see Run).
 	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

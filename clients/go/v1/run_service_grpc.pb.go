@@ -50,18 +50,19 @@ type RunServiceClient interface {
 	// Creates a run, or returns the one that has this id.
 	//
 	// Idempotent: repeating the call with an equal request returns the same
-	// run. An existing run with another step policy or late policy fails with
-	// RUN_EXISTS; what else differs is ignored, also the experiment, which may
-	// have been renamed since. The run id is the request id of this call.
+	// run. An existing run with another step policy or late policy, and an id
+	// that is in use in another workspace, fail with RUN_EXISTS; what else
+	// differs is ignored, also the experiment, which may have been renamed
+	// since. The run id is the request id of this call.
 	//
 	// A new run's experiment is created if there is none. Fails with
 	// EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
 	// the gateway's pattern refuses.
 	CreateRun(ctx context.Context, in *CreateRunRequest, opts ...grpc.CallOption) (*CreateRunResponse, error)
-	// Reads one run with all that is known of it. Fails with RUN_NOT_FOUND.
-	// Sees every call that completed before it, through whichever gateway;
-	// only `metrics` may be some seconds old while the run goes on (see
-	// RunMetric).
+	// Reads one run with all that is known of it, but for `metrics` beyond the
+	// first 10,000 (see Run). Fails with RUN_NOT_FOUND. Sees every call that
+	// completed before it, through whichever gateway; only `metrics` may be some
+	// seconds old while the run goes on (see RunMetric).
 	GetRun(ctx context.Context, in *GetRunRequest, opts ...grpc.CallOption) (*GetRunResponse, error)
 	// Ends a run.
 	//
@@ -95,6 +96,10 @@ type RunServiceClient interface {
 	// Paging is stable: no run is returned twice, and none that matched
 	// throughout is left out, while others are inserted. A run whose sort value
 	// changes meanwhile may be seen at its old place, its new place or both.
+	//
+	// A page may have fewer runs than asked for and yet not be the last: it
+	// ends before the run with which it would exceed about 1 MiB. Only an empty
+	// next_page_token says that there is no more.
 	SearchRuns(ctx context.Context, in *SearchRunsRequest, opts ...grpc.CallOption) (*SearchRunsResponse, error)
 	// Hides a run from searches; it is purged after a grace period.
 	// Idempotent. Its writers may go on. Fails with RUN_PROTECTED for a run
@@ -229,18 +234,19 @@ type RunServiceServer interface {
 	// Creates a run, or returns the one that has this id.
 	//
 	// Idempotent: repeating the call with an equal request returns the same
-	// run. An existing run with another step policy or late policy fails with
-	// RUN_EXISTS; what else differs is ignored, also the experiment, which may
-	// have been renamed since. The run id is the request id of this call.
+	// run. An existing run with another step policy or late policy, and an id
+	// that is in use in another workspace, fail with RUN_EXISTS; what else
+	// differs is ignored, also the experiment, which may have been renamed
+	// since. The run id is the request id of this call.
 	//
 	// A new run's experiment is created if there is none. Fails with
 	// EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
 	// the gateway's pattern refuses.
 	CreateRun(context.Context, *CreateRunRequest) (*CreateRunResponse, error)
-	// Reads one run with all that is known of it. Fails with RUN_NOT_FOUND.
-	// Sees every call that completed before it, through whichever gateway;
-	// only `metrics` may be some seconds old while the run goes on (see
-	// RunMetric).
+	// Reads one run with all that is known of it, but for `metrics` beyond the
+	// first 10,000 (see Run). Fails with RUN_NOT_FOUND. Sees every call that
+	// completed before it, through whichever gateway; only `metrics` may be some
+	// seconds old while the run goes on (see RunMetric).
 	GetRun(context.Context, *GetRunRequest) (*GetRunResponse, error)
 	// Ends a run.
 	//
@@ -274,6 +280,10 @@ type RunServiceServer interface {
 	// Paging is stable: no run is returned twice, and none that matched
 	// throughout is left out, while others are inserted. A run whose sort value
 	// changes meanwhile may be seen at its old place, its new place or both.
+	//
+	// A page may have fewer runs than asked for and yet not be the last: it
+	// ends before the run with which it would exceed about 1 MiB. Only an empty
+	// next_page_token says that there is no more.
 	SearchRuns(context.Context, *SearchRunsRequest) (*SearchRunsResponse, error)
 	// Hides a run from searches; it is purged after a grace period.
 	// Idempotent. Its writers may go on. Fails with RUN_PROTECTED for a run

@@ -15,7 +15,7 @@ class Remedy(Enum):
     RETRY = auto()
     """Open a new stream after a wait."""
     CREATE_RUN = auto()
-    """The run is unknown (a database restored from a backup): create it, then retry."""
+    """The run is unknown (a database that went back): create it, then retry."""
     GIVE_UP = auto()
     """The same message would fail again."""
 

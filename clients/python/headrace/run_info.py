@@ -79,8 +79,10 @@ class RunInfo:
         parent_run_id: empty for none.
         user_name, host, git_commit, entry_point: empty when unknown.
         facts: of the environment, by name.
-        params, tags, summary, metrics: by key.
-        datasets: in the order in which they were written; not in searches.
+        params, tags, summary, metrics: by key; of metrics the first 10,000 (`Client.series`
+            has all). What a change returns has no metrics, and not all else of a run of
+            more than 1 MiB; `Client.run` has it.
+        datasets: in the order in which they were written; not in searches, nor of a change.
     """
 
     run_id: str

@@ -26,7 +26,8 @@ class RunStatus:
             take, for example a param that has another value already.
         rejections: samples, each with reason, key, step, points and detail.
         lost_records: records whose place in the spool became unreadable, or
-            that a gateway restored from a backup no longer has.
+            that a database restored from a backup, or failed over to a standby
+            that lacked the last commits, no longer has.
         dropped_points, dropped_entries: what found no space on disk.
         refused_points: points and log calls that no gateway would accept (bad
             key, step or value); a warning named the first of each kind.

@@ -998,8 +998,8 @@ pub enum ErrorReason {
     /// The run was purged; its points can never be written again. NOT_FOUND;
     /// retry never.
     RunPurged = 6,
-    /// CreateRun found the id in use with different immutable properties.
-    /// ALREADY_EXISTS; retry never.
+    /// CreateRun found the id in use: by a run with another step policy or late
+    /// policy, or outside the caller's workspace. ALREADY_EXISTS; retry never.
     RunExists = 7,
     /// The stream's first message was not `open`, or `open` came twice.
     /// INVALID_ARGUMENT; retry never.
@@ -1282,6 +1282,12 @@ pub struct Attempt {
     pub resume_exempt_keys: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One training job, through all its attempts and ranks.
+///
+/// A changed run, which is what CreateRun, FinishRun, ReopenRun, UpdateRun,
+/// DeleteRun and RestoreRun answer with, has no `metrics`, `datasets` and
+/// `resume_exempt_keys`; and if it is larger than 1 MiB even so, nor `params`,
+/// `tags`, `summary` and `facts`, left out one after the other until it is not.
+/// So a change is answered however large the run is. GetRun has them.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Run {
     /// 32 lower-case hex digits.
@@ -1360,7 +1366,9 @@ pub struct Run {
     /// The dataset inputs, in the order in which they were written. GetRun only.
     #[prost(message, repeated, tag = "24")]
     pub datasets: ::prost::alloc::vec::Vec<DatasetInput>,
-    /// The metrics, ordered by key. In a search only when asked for.
+    /// The metrics, ordered by key: at most the first 10,000. A run that has so
+    /// many here may have more; ListSeries has all, page by page. In a search
+    /// only when asked for.
     #[prost(message, repeated, tag = "25")]
     pub metrics: ::prost::alloc::vec::Vec<RunMetric>,
 }
@@ -1563,7 +1571,7 @@ pub struct CreateRunRequest {
 /// The response of CreateRun.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateRunResponse {
-    /// The run as stored.
+    /// The run as stored, with the limits of a changed run (see Run).
     #[prost(message, optional, tag = "1")]
     pub run: ::core::option::Option<Run>,
     /// False when the run existed already.
@@ -1603,7 +1611,7 @@ pub struct FinishRunRequest {
 /// The response of FinishRun.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FinishRunResponse {
-    /// The run as stored.
+    /// The run as stored, with the limits of a changed run (see Run).
     #[prost(message, optional, tag = "1")]
     pub run: ::core::option::Option<Run>,
     /// False when a newer attempt exists; nothing was changed then.
@@ -1630,7 +1638,7 @@ pub struct ReopenRunRequest {
 /// The response of ReopenRun.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReopenRunResponse {
-    /// The run as stored.
+    /// The run as stored, with the limits of a changed run (see Run).
     #[prost(message, optional, tag = "1")]
     pub run: ::core::option::Option<Run>,
 }
@@ -1651,7 +1659,7 @@ pub struct UpdateRunRequest {
 /// The response of UpdateRun.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateRunResponse {
-    /// The run as stored.
+    /// The run as stored, with the limits of a changed run (see Run).
     #[prost(message, optional, tag = "1")]
     pub run: ::core::option::Option<Run>,
 }
@@ -1691,8 +1699,9 @@ pub struct SearchRunsRequest {
     /// Default ACTIVE.
     #[prost(enumeration = "Visibility", tag = "5")]
     pub visibility: i32,
-    /// The most runs to return. Default 100 (also for 0), at most 1,000 (more is
-    /// taken as 1,000); negative is refused.
+    /// The most runs to return; about 1 MiB of runs ends a page earlier. Default
+    /// 100 (also for 0), at most 1,000 (more is taken as 1,000); negative is
+    /// refused.
     #[prost(int32, tag = "6")]
     pub page_size: i32,
     /// next_page_token of the page before; empty for the first. It belongs to
@@ -1706,10 +1715,10 @@ pub struct SearchRunsRequest {
 /// The response of SearchRuns.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SearchRunsResponse {
-    /// The runs, in order.
+    /// The runs, in order; at least one unless nothing is left.
     #[prost(message, repeated, tag = "1")]
     pub runs: ::prost::alloc::vec::Vec<Run>,
-    /// For the next page; empty on the last.
+    /// For the next page; empty on the last, and only there.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
@@ -1723,7 +1732,7 @@ pub struct DeleteRunRequest {
 /// The response of DeleteRun.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeleteRunResponse {
-    /// The run as stored.
+    /// The run as stored, with the limits of a changed run (see Run).
     #[prost(message, optional, tag = "1")]
     pub run: ::core::option::Option<Run>,
 }
@@ -1737,7 +1746,7 @@ pub struct RestoreRunRequest {
 /// The response of RestoreRun.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RestoreRunResponse {
-    /// The run as stored.
+    /// The run as stored, with the limits of a changed run (see Run).
     #[prost(message, optional, tag = "1")]
     pub run: ::core::option::Option<Run>,
 }
@@ -1989,9 +1998,10 @@ pub mod run_service_client {
         /// Creates a run, or returns the one that has this id.
         ///
         /// Idempotent: repeating the call with an equal request returns the same
-        /// run. An existing run with another step policy or late policy fails with
-        /// RUN_EXISTS; what else differs is ignored, also the experiment, which may
-        /// have been renamed since. The run id is the request id of this call.
+        /// run. An existing run with another step policy or late policy, and an id
+        /// that is in use in another workspace, fail with RUN_EXISTS; what else
+        /// differs is ignored, also the experiment, which may have been renamed
+        /// since. The run id is the request id of this call.
         ///
         /// A new run's experiment is created if there is none. Fails with
         /// EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
@@ -2020,10 +2030,10 @@ pub mod run_service_client {
                 .insert(GrpcMethod::new("headrace.v1.RunService", "CreateRun"));
             self.inner.unary(req, path, codec).await
         }
-        /// Reads one run with all that is known of it. Fails with RUN_NOT_FOUND.
-        /// Sees every call that completed before it, through whichever gateway;
-        /// only `metrics` may be some seconds old while the run goes on (see
-        /// RunMetric).
+        /// Reads one run with all that is known of it, but for `metrics` beyond the
+        /// first 10,000 (see Run). Fails with RUN_NOT_FOUND. Sees every call that
+        /// completed before it, through whichever gateway; only `metrics` may be some
+        /// seconds old while the run goes on (see RunMetric).
         pub async fn get_run(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRunRequest>,
@@ -2192,6 +2202,10 @@ pub mod run_service_client {
         /// Paging is stable: no run is returned twice, and none that matched
         /// throughout is left out, while others are inserted. A run whose sort value
         /// changes meanwhile may be seen at its old place, its new place or both.
+        ///
+        /// A page may have fewer runs than asked for and yet not be the last: it
+        /// ends before the run with which it would exceed about 1 MiB. Only an empty
+        /// next_page_token says that there is no more.
         pub async fn search_runs(
             &mut self,
             request: impl tonic::IntoRequest<super::SearchRunsRequest>,
@@ -2902,7 +2916,9 @@ pub mod workspace_service_client {
             self
         }
         /// Creates a workspace. Fails with WORKSPACE_EXISTS when the name is taken,
-        /// unless by the same request_id. Needs a caller that may administer.
+        /// unless by the same request_id. Needs a caller that may administer: where
+        /// the gateway asks for no tokens, every one may; so far, no token may, and
+        /// `headrace-gateway token create --workspace NAME` makes workspaces instead.
         pub async fn create_workspace(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateWorkspaceRequest>,
@@ -2958,7 +2974,7 @@ pub mod workspace_service_client {
         }
         /// Archives a workspace: it can be read and takes no more writes
         /// (WORKSPACE_ARCHIVED). Idempotent. Fails with FIELD_INVALID for `default`.
-        /// Needs a caller that may administer.
+        /// Needs a caller that may administer (see CreateWorkspace).
         pub async fn archive_workspace(
             &mut self,
             request: impl tonic::IntoRequest<super::ArchiveWorkspaceRequest>,
@@ -3101,7 +3117,8 @@ pub struct FinishWriter {
     pub last_sequence: u64,
 }
 /// Continues a writer whose watermark went back, which happens only when the
-/// gateway's database was restored from a backup.
+/// gateway's database was restored from a backup, or failed over to a standby
+/// that lacked the last commits.
 ///
 /// A client that finds opened.committed_sequence below what it has already
 /// forgotten sends `resync` as its first message after `opened`, and reports

@@ -17,8 +17,9 @@ from headrace.cli.output import print_json, print_line
 application: Final = typer.Typer(
     help="""Track training runs through a Headrace gateway.
 
-    Runs are named by their id, its first digits, or their name. Every command
-    that prints has --json for machines, one object a line.
+    Runs are named by their id, its first digits, or their name. Commands have
+    --json for machines, one object a line; runs tag, runs rename, metrics plot,
+    artifacts get and artifacts rm have not.
 
     Exit codes: 0 done; 1 something failed, and the message says what; 2 a wrong
     option, argument or setting; 3 a run, experiment, metric or artifact that does

@@ -47,8 +47,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     retry never.
     """
     ERROR_REASON_RUN_EXISTS: _ErrorReason.ValueType  # 7
-    """CreateRun found the id in use with different immutable properties.
-    ALREADY_EXISTS; retry never.
+    """CreateRun found the id in use: by a run with another step policy or late
+    policy, or outside the caller's workspace. ALREADY_EXISTS; retry never.
     """
     ERROR_REASON_OPEN_EXPECTED: _ErrorReason.ValueType  # 8
     """The stream's first message was not `open`, or `open` came twice.
@@ -265,8 +265,8 @@ ERROR_REASON_RUN_PURGED: ErrorReason.ValueType  # 6
 retry never.
 """
 ERROR_REASON_RUN_EXISTS: ErrorReason.ValueType  # 7
-"""CreateRun found the id in use with different immutable properties.
-ALREADY_EXISTS; retry never.
+"""CreateRun found the id in use: by a run with another step policy or late
+policy, or outside the caller's workspace. ALREADY_EXISTS; retry never.
 """
 ERROR_REASON_OPEN_EXPECTED: ErrorReason.ValueType  # 8
 """The stream's first message was not `open`, or `open` came twice.

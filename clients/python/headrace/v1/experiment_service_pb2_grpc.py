@@ -432,7 +432,9 @@ class WorkspaceServiceServicer(object):
 
     def CreateWorkspace(self, request, context):
         """Creates a workspace. Fails with WORKSPACE_EXISTS when the name is taken,
-        unless by the same request_id. Needs a caller that may administer.
+        unless by the same request_id. Needs a caller that may administer: where
+        the gateway asks for no tokens, every one may; so far, no token may, and
+        `headrace-gateway token create --workspace NAME` makes workspaces instead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -448,7 +450,7 @@ class WorkspaceServiceServicer(object):
     def ArchiveWorkspace(self, request, context):
         """Archives a workspace: it can be read and takes no more writes
         (WORKSPACE_ARCHIVED). Idempotent. Fails with FIELD_INVALID for `default`.
-        Needs a caller that may administer.
+        Needs a caller that may administer (see CreateWorkspace).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

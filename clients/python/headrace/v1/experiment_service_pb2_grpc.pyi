@@ -448,7 +448,9 @@ class WorkspaceServiceStub(typing.Generic[_WorkspaceServiceCreateWorkspaceType, 
 
     CreateWorkspace: _WorkspaceServiceCreateWorkspaceType
     """Creates a workspace. Fails with WORKSPACE_EXISTS when the name is taken,
-    unless by the same request_id. Needs a caller that may administer.
+    unless by the same request_id. Needs a caller that may administer: where
+    the gateway asks for no tokens, every one may; so far, no token may, and
+    `headrace-gateway token create --workspace NAME` makes workspaces instead.
     """
 
     ListWorkspaces: _WorkspaceServiceListWorkspacesType
@@ -457,7 +459,7 @@ class WorkspaceServiceStub(typing.Generic[_WorkspaceServiceCreateWorkspaceType, 
     ArchiveWorkspace: _WorkspaceServiceArchiveWorkspaceType
     """Archives a workspace: it can be read and takes no more writes
     (WORKSPACE_ARCHIVED). Idempotent. Fails with FIELD_INVALID for `default`.
-    Needs a caller that may administer.
+    Needs a caller that may administer (see CreateWorkspace).
     """
 
 WorkspaceServiceAsyncStub: typing_extensions.TypeAlias = WorkspaceServiceStub[
@@ -491,7 +493,9 @@ class WorkspaceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.v1.experiment_service_pb2.CreateWorkspaceResponse, collections.abc.Awaitable[headrace.v1.experiment_service_pb2.CreateWorkspaceResponse]]:
         """Creates a workspace. Fails with WORKSPACE_EXISTS when the name is taken,
-        unless by the same request_id. Needs a caller that may administer.
+        unless by the same request_id. Needs a caller that may administer: where
+        the gateway asks for no tokens, every one may; so far, no token may, and
+        `headrace-gateway token create --workspace NAME` makes workspaces instead.
         """
 
     @abc.abstractmethod
@@ -510,7 +514,7 @@ class WorkspaceServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[headrace.v1.experiment_service_pb2.ArchiveWorkspaceResponse, collections.abc.Awaitable[headrace.v1.experiment_service_pb2.ArchiveWorkspaceResponse]]:
         """Archives a workspace: it can be read and takes no more writes
         (WORKSPACE_ARCHIVED). Idempotent. Fails with FIELD_INVALID for `default`.
-        Needs a caller that may administer.
+        Needs a caller that may administer (see CreateWorkspace).
         """
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

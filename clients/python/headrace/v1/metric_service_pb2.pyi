@@ -290,7 +290,8 @@ Global___FinishWriter: typing_extensions.TypeAlias = FinishWriter
 @typing.final
 class Resync(google.protobuf.message.Message):
     """Continues a writer whose watermark went back, which happens only when the
-    gateway's database was restored from a backup.
+    gateway's database was restored from a backup, or failed over to a standby
+    that lacked the last commits.
 
     A client that finds opened.committed_sequence below what it has already
     forgotten sends `resync` as its first message after `opened`, and reports

@@ -190,7 +190,14 @@ Global___Attempt: typing_extensions.TypeAlias = Attempt
 
 @typing.final
 class Run(google.protobuf.message.Message):
-    """One training job, through all its attempts and ranks."""
+    """One training job, through all its attempts and ranks.
+
+    A changed run, which is what CreateRun, FinishRun, ReopenRun, UpdateRun,
+    DeleteRun and RestoreRun answer with, has no `metrics`, `datasets` and
+    `resume_exempt_keys`; and if it is larger than 1 MiB even so, nor `params`,
+    `tags`, `summary` and `facts`, left out one after the other until it is not.
+    So a change is answered however large the run is. GetRun has them.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -309,7 +316,10 @@ class Run(google.protobuf.message.Message):
 
     @property
     def metrics(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RunMetric]:
-        """The metrics, ordered by key. In a search only when asked for."""
+        """The metrics, ordered by key: at most the first 10,000. A run that has so
+        many here may have more; ListSeries has all, page by page. In a search
+        only when asked for.
+        """
 
     def __init__(
         self,
@@ -683,7 +693,7 @@ class CreateRunResponse(google.protobuf.message.Message):
     """False when the run existed already."""
     @property
     def run(self) -> Global___Run:
-        """The run as stored."""
+        """The run as stored, with the limits of a changed run (see Run)."""
 
     def __init__(
         self,
@@ -780,7 +790,7 @@ class FinishRunResponse(google.protobuf.message.Message):
     """False when a newer attempt exists; nothing was changed then."""
     @property
     def run(self) -> Global___Run:
-        """The run as stored."""
+        """The run as stored, with the limits of a changed run (see Run)."""
 
     def __init__(
         self,
@@ -850,7 +860,7 @@ class ReopenRunResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     @property
     def run(self) -> Global___Run:
-        """The run as stored."""
+        """The run as stored, with the limits of a changed run (see Run)."""
 
     def __init__(
         self,
@@ -904,7 +914,7 @@ class UpdateRunResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     @property
     def run(self) -> Global___Run:
-        """The run as stored."""
+        """The run as stored, with the limits of a changed run (see Run)."""
 
     def __init__(
         self,
@@ -973,8 +983,9 @@ class SearchRunsRequest(google.protobuf.message.Message):
     visibility: Global___Visibility.ValueType
     """Default ACTIVE."""
     page_size: builtins.int
-    """The most runs to return. Default 100 (also for 0), at most 1,000 (more is
-    taken as 1,000); negative is refused.
+    """The most runs to return; about 1 MiB of runs ends a page earlier. Default
+    100 (also for 0), at most 1,000 (more is taken as 1,000); negative is
+    refused.
     """
     page_token: builtins.str
     """next_page_token of the page before; empty for the first. It belongs to
@@ -1026,10 +1037,10 @@ class SearchRunsResponse(google.protobuf.message.Message):
     RUNS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """For the next page; empty on the last."""
+    """For the next page; empty on the last, and only there."""
     @property
     def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Run]:
-        """The runs, in order."""
+        """The runs, in order; at least one unless nothing is left."""
 
     def __init__(
         self,
@@ -1068,7 +1079,7 @@ class DeleteRunResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     @property
     def run(self) -> Global___Run:
-        """The run as stored."""
+        """The run as stored, with the limits of a changed run (see Run)."""
 
     def __init__(
         self,
@@ -1107,7 +1118,7 @@ class RestoreRunResponse(google.protobuf.message.Message):
     RUN_FIELD_NUMBER: builtins.int
     @property
     def run(self) -> Global___Run:
-        """The run as stored."""
+        """The run as stored, with the limits of a changed run (see Run)."""
 
     def __init__(
         self,

@@ -84,8 +84,8 @@ export enum ErrorReason {
   RUN_PURGED = 6,
 
   /**
-   * CreateRun found the id in use with different immutable properties.
-   * ALREADY_EXISTS; retry never.
+   * CreateRun found the id in use: by a run with another step policy or late
+   * policy, or outside the caller's workspace. ALREADY_EXISTS; retry never.
    *
    * @generated from enum value: ERROR_REASON_RUN_EXISTS = 7;
    */

@@ -795,7 +795,9 @@ export const ExperimentService: GenService<{
 export const WorkspaceService: GenService<{
   /**
    * Creates a workspace. Fails with WORKSPACE_EXISTS when the name is taken,
-   * unless by the same request_id. Needs a caller that may administer.
+   * unless by the same request_id. Needs a caller that may administer: where
+   * the gateway asks for no tokens, every one may; so far, no token may, and
+   * `headrace-gateway token create --workspace NAME` makes workspaces instead.
    *
    * @generated from rpc headrace.v1.WorkspaceService.CreateWorkspace
    */
@@ -817,7 +819,7 @@ export const WorkspaceService: GenService<{
   /**
    * Archives a workspace: it can be read and takes no more writes
    * (WORKSPACE_ARCHIVED). Idempotent. Fails with FIELD_INVALID for `default`.
-   * Needs a caller that may administer.
+   * Needs a caller that may administer (see CreateWorkspace).
    *
    * @generated from rpc headrace.v1.WorkspaceService.ArchiveWorkspace
    */

@@ -63,6 +63,12 @@ export const AttemptSchema: GenMessage<Attempt> = /*@__PURE__*/
 /**
  * One training job, through all its attempts and ranks.
  *
+ * A changed run, which is what CreateRun, FinishRun, ReopenRun, UpdateRun,
+ * DeleteRun and RestoreRun answer with, has no `metrics`, `datasets` and
+ * `resume_exempt_keys`; and if it is larger than 1 MiB even so, nor `params`,
+ * `tags`, `summary` and `facts`, left out one after the other until it is not.
+ * So a change is answered however large the run is. GetRun has them.
+ *
  * @generated from message headrace.v1.Run
  */
 export type Run = Message<"headrace.v1.Run"> & {
@@ -236,7 +242,9 @@ export type Run = Message<"headrace.v1.Run"> & {
   datasets: DatasetInput[];
 
   /**
-   * The metrics, ordered by key. In a search only when asked for.
+   * The metrics, ordered by key: at most the first 10,000. A run that has so
+   * many here may have more; ListSeries has all, page by page. In a search
+   * only when asked for.
    *
    * @generated from field: repeated headrace.v1.RunMetric metrics = 25;
    */
@@ -708,7 +716,7 @@ export const CreateRunRequestSchema: GenMessage<CreateRunRequest> = /*@__PURE__*
  */
 export type CreateRunResponse = Message<"headrace.v1.CreateRunResponse"> & {
   /**
-   * The run as stored.
+   * The run as stored, with the limits of a changed run (see Run).
    *
    * @generated from field: headrace.v1.Run run = 1;
    */
@@ -820,7 +828,7 @@ export const FinishRunRequestSchema: GenMessage<FinishRunRequest> = /*@__PURE__*
  */
 export type FinishRunResponse = Message<"headrace.v1.FinishRunResponse"> & {
   /**
-   * The run as stored.
+   * The run as stored, with the limits of a changed run (see Run).
    *
    * @generated from field: headrace.v1.Run run = 1;
    */
@@ -905,7 +913,7 @@ export const ReopenRunRequestSchema: GenMessage<ReopenRunRequest> = /*@__PURE__*
  */
 export type ReopenRunResponse = Message<"headrace.v1.ReopenRunResponse"> & {
   /**
-   * The run as stored.
+   * The run as stored, with the limits of a changed run (see Run).
    *
    * @generated from field: headrace.v1.Run run = 1;
    */
@@ -962,7 +970,7 @@ export const UpdateRunRequestSchema: GenMessage<UpdateRunRequest> = /*@__PURE__*
  */
 export type UpdateRunResponse = Message<"headrace.v1.UpdateRunResponse"> & {
   /**
-   * The run as stored.
+   * The run as stored, with the limits of a changed run (see Run).
    *
    * @generated from field: headrace.v1.Run run = 1;
    */
@@ -1066,8 +1074,9 @@ export type SearchRunsRequest = Message<"headrace.v1.SearchRunsRequest"> & {
   visibility: Visibility;
 
   /**
-   * The most runs to return. Default 100 (also for 0), at most 1,000 (more is
-   * taken as 1,000); negative is refused.
+   * The most runs to return; about 1 MiB of runs ends a page earlier. Default
+   * 100 (also for 0), at most 1,000 (more is taken as 1,000); negative is
+   * refused.
    *
    * @generated from field: int32 page_size = 6;
    */
@@ -1103,14 +1112,14 @@ export const SearchRunsRequestSchema: GenMessage<SearchRunsRequest> = /*@__PURE_
  */
 export type SearchRunsResponse = Message<"headrace.v1.SearchRunsResponse"> & {
   /**
-   * The runs, in order.
+   * The runs, in order; at least one unless nothing is left.
    *
    * @generated from field: repeated headrace.v1.Run runs = 1;
    */
   runs: Run[];
 
   /**
-   * For the next page; empty on the last.
+   * For the next page; empty on the last, and only there.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -1152,7 +1161,7 @@ export const DeleteRunRequestSchema: GenMessage<DeleteRunRequest> = /*@__PURE__*
  */
 export type DeleteRunResponse = Message<"headrace.v1.DeleteRunResponse"> & {
   /**
-   * The run as stored.
+   * The run as stored, with the limits of a changed run (see Run).
    *
    * @generated from field: headrace.v1.Run run = 1;
    */
@@ -1194,7 +1203,7 @@ export const RestoreRunRequestSchema: GenMessage<RestoreRunRequest> = /*@__PURE_
  */
 export type RestoreRunResponse = Message<"headrace.v1.RestoreRunResponse"> & {
   /**
-   * The run as stored.
+   * The run as stored, with the limits of a changed run (see Run).
    *
    * @generated from field: headrace.v1.Run run = 1;
    */
@@ -1401,9 +1410,10 @@ export const RunService: GenService<{
    * Creates a run, or returns the one that has this id.
    *
    * Idempotent: repeating the call with an equal request returns the same
-   * run. An existing run with another step policy or late policy fails with
-   * RUN_EXISTS; what else differs is ignored, also the experiment, which may
-   * have been renamed since. The run id is the request id of this call.
+   * run. An existing run with another step policy or late policy, and an id
+   * that is in use in another workspace, fail with RUN_EXISTS; what else
+   * differs is ignored, also the experiment, which may have been renamed
+   * since. The run id is the request id of this call.
    *
    * A new run's experiment is created if there is none. Fails with
    * EXPERIMENT_DELETED in a deleted one, with FIELD_INVALID for a name that
@@ -1417,10 +1427,10 @@ export const RunService: GenService<{
     output: typeof CreateRunResponseSchema;
   },
   /**
-   * Reads one run with all that is known of it. Fails with RUN_NOT_FOUND.
-   * Sees every call that completed before it, through whichever gateway;
-   * only `metrics` may be some seconds old while the run goes on (see
-   * RunMetric).
+   * Reads one run with all that is known of it, but for `metrics` beyond the
+   * first 10,000 (see Run). Fails with RUN_NOT_FOUND. Sees every call that
+   * completed before it, through whichever gateway; only `metrics` may be some
+   * seconds old while the run goes on (see RunMetric).
    *
    * @generated from rpc headrace.v1.RunService.GetRun
    */
@@ -1502,6 +1512,10 @@ export const RunService: GenService<{
    * Paging is stable: no run is returned twice, and none that matched
    * throughout is left out, while others are inserted. A run whose sort value
    * changes meanwhile may be seen at its old place, its new place or both.
+   *
+   * A page may have fewer runs than asked for and yet not be the last: it
+   * ends before the run with which it would exceed about 1 MiB. Only an empty
+   * next_page_token says that there is no more.
    *
    * @generated from rpc headrace.v1.RunService.SearchRuns
    */
