@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from gateway.blobs.bucket import Bucket, StoredObject
-from gateway.domain.errors import HeadraceError
+from gateway.domain.errors import HeadraceError, Reason
 from gateway.store.artifact_leftovers import ArtifactLeftovers
 from gateway.store.artifacts import ArtifactStore
 from gateway.telemetry import METRICS
@@ -28,6 +28,7 @@ _LOG = structlog.get_logger(__name__)
 _PERIOD_S: Final = 60.0
 _PAGE: Final = 500
 _LIST_MAX: Final = 1_000  # of the keys that a report names; the counts are complete
+_REFUSED_NAMED_MAX: Final = 10  # of the keys that one line of the log names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,12 @@ class Cleanup:
             self._wake.clear()
 
     async def sweep(self) -> int:
-        """End expired uploads, delete what is due; return how many objects were deleted."""
+        """End expired uploads, delete what is due; return how many objects were deleted.
+
+        Raises:
+            HeadraceError: the store's or the bucket's. What S3 refuses to delete does
+                not keep the rest from being deleted.
+        """
         while expired := await self._leftovers.list_expired_uploads(
             older_than_s=self._upload_expiry_s, count_max=_PAGE
         ):
@@ -98,14 +104,27 @@ class Cleanup:
                     METRICS.artifact_uploads_expired.inc()
                     _LOG.info("upload expired", run=upload.run_id.hex, path=upload.path)
         deleted, after = 0, ""
+        refused: list[str] = []
+        refusal: HeadraceError | None = None
         while due := await self._leftovers.list_deletions(after=after, count_max=_PAGE):
             for item in due:
-                if item.s3_upload_id is not None:
-                    await self._bucket.abort_multipart(item.object_key, item.s3_upload_id)
-                await self._bucket.delete(item.object_key)
+                try:
+                    if item.s3_upload_id is not None:
+                        await self._bucket.abort_multipart(item.object_key, item.s3_upload_id)
+                    await self._bucket.delete(item.object_key)
+                except HeadraceError as error:
+                    if error.reason is Reason.BLOB_STORE_UNAVAILABLE:
+                        raise
+                    refused.append(item.object_key)
+                    refusal = error
+                    continue
                 await self._leftovers.deleted(item.object_key)
                 deleted += 1
             after = due[-1].object_key
+        if refusal is not None:
+            keys = refused[:_REFUSED_NAMED_MAX]
+            _LOG.warning("S3 refuses to delete objects", objects=len(refused), keys=keys)
+            raise refusal
         return deleted
 
     async def reconcile(self, *, dry_run: bool, older_than_s: float) -> Report:

@@ -2,7 +2,7 @@
 
 A failed read is resumed where it stopped, a few times; a caller that takes
 nothing for a while loses its S3 connection but not its place: the range is
-opened again when it goes on.
+opened again when it goes on. Of an object that is gone by then, the manifest says why.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from uuid import UUID
 from gateway.artifacts.slots import Slots
 from gateway.artifacts.uploads import check_direct
 from gateway.blobs.bucket import Bucket
+from gateway.blobs.errors import BlobMissingError
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.store.artifacts import ArtifactStore, StoredArtifact
 from gateway.telemetry import METRICS
@@ -64,6 +65,7 @@ class Downloads:
 
     async def send(
         self,
+        workspace_id: int,
         found: StoredArtifact,
         *,
         offset: int,
@@ -73,7 +75,8 @@ class Downloads:
         """Pass exactly `length` bytes from `offset` to `write`, in chunks.
 
         Raises:
-            HeadraceError: S3 failed and went on failing.
+            HeadraceError: S3 failed and went on failing; ARTIFACT_NOT_FOUND or
+                ARTIFACT_CHANGED when the artifact was deleted or replaced meanwhile.
         """
         position, end = offset, offset + length
         failures = 0
@@ -98,6 +101,9 @@ class Downloads:
                             stuck = writing
                             break
                         writing.result()
+            except BlobMissingError:
+                await self._check_current(workspace_id, found)
+                raise
             except HeadraceError as error:
                 failures = 1 if position > start else failures + 1
                 if error.reason is not Reason.BLOB_STORE_UNAVAILABLE or failures >= _TRIES:
@@ -107,6 +113,18 @@ class Downloads:
                 METRICS.artifact_bytes_sent.inc(position - start)
             if stuck is not None:
                 await stuck  # without a slot and a connection: for as long as it takes
+
+    async def _check_current(self, workspace_id: int, found: StoredArtifact) -> None:
+        """Raise what became of an artifact; return if it still has the same object."""
+        artifact = found.artifact
+        now = await self._store.get(workspace_id, artifact.run_id, artifact.path)
+        if now.object_key != found.object_key:
+            raise HeadraceError(
+                Reason.ARTIFACT_CHANGED,
+                f"{artifact.path!r} was replaced while it was read: download it again",
+                field="path",
+                value=artifact.path,
+            )
 
     async def sign(self, found: StoredArtifact) -> str:
         """Return a URL that reads the artifact's content.

@@ -109,7 +109,7 @@ class Uploads:
                 )
             METRICS.artifact_bytes_received.inc(content.size)
             return await self._store.publish(target.workspace_id, upload), False
-        except HeadraceError:
+        except Exception:
             # If the process dies instead, the row expires and is reaped.
             await self._store.discard_upload(upload.run_id, upload.upload_id)
             raise

@@ -21,7 +21,7 @@ class Body:
         self._sha256 = sha256
         self._timeout: asyncio.Timeout | None = None
         self._stall_timeout_s = 0.0
-        self.failure: HeadraceError | None = None
+        self.failure: Exception | None = None
 
     def watch(self, timeout: asyncio.Timeout, stall_timeout_s: float) -> None:
         """Let S3's progress move this time limit; our source has its own."""
@@ -36,8 +36,9 @@ class Body:
             async for chunk in self._verified():
                 self._expect(self._stall_timeout_s)  # from S3, which must take it
                 yield chunk
-        except HeadraceError as error:
-            # aiohttp replaces what a body raises; the caller gets the original.
+        except Exception as error:
+            # aiohttp replaces what a body raises; the caller gets the original, be it
+            # ours or its own (a message that cannot be parsed).
             self.failure = error
             raise
 

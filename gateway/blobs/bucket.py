@@ -375,6 +375,8 @@ class Bucket:
                     Key=key,
                     Body=b"checksum probe",
                     ChecksumSHA256=base64.b64encode(bytes(32)).decode(),
+                    # There are buckets that deny what is not encrypted: no answer would count.
+                    **self._object_options(),
                 ),
             )
         except HeadraceError as error:

@@ -163,7 +163,8 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
     ) -> None:
         """Send a range of an artifact."""
         downloads = self._artifacts.downloads
-        found = await downloads.find(*_path_of(request), digest=request.digest)
+        workspace_id, run_id, path = _path_of(request)
+        found = await downloads.find(workspace_id, run_id, path, digest=request.digest)
         artifact = found.artifact
         if request.offset > artifact.size:
             raise HeadraceError(
@@ -186,7 +187,9 @@ class ArtifactService(pb_grpc.ArtifactServiceServicer):
 
         with self._artifacts.admission.admit():
             await context.write(pb.DownloadArtifactResponse(header=header))
-            await downloads.send(found, offset=request.offset, length=length, write=write)
+            await downloads.send(
+                workspace_id, found, offset=request.offset, length=length, write=write
+            )
 
     async def SignDownload(  # noqa: N802
         self, request: pb.SignDownloadRequest, context: Any

@@ -10,7 +10,7 @@ Every transaction that changes a run's artifacts locks the run's row first.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -344,7 +344,7 @@ class ArtifactStore:
             rows = await connection.fetch(_SQL["delete_artifacts"], run_id, path, below, end)
             if not rows:
                 raise artifact_not_found(path)
-            await self._release_all(connection, rows)
+            await self._release(connection, rows)
         return len(rows)
 
     async def purge(self, run_id: UUID, *, count_max: int) -> AsyncIterator[int]:
@@ -355,7 +355,7 @@ class ArtifactStore:
         while True:
             async with self._database.query() as connection, connection.transaction():
                 rows = await connection.fetch(_SQL["purge_artifacts"], run_id, count_max)
-                await self._release_all(connection, rows)
+                await self._release(connection, rows)
             if not rows:
                 break
             yield len(rows)
@@ -415,7 +415,7 @@ class ArtifactStore:
                 _SQL["put_artifact"], target.run_id, target.path, *blob, target.content_type
             )
         if old is not None:
-            await self._release(connection, *old, count=1)
+            await self._release(connection, [old])
         return Artifact(
             run_id=target.run_id,
             path=target.path,
@@ -426,25 +426,21 @@ class ArtifactStore:
             part_sha256s=content.part_sha256s,
         )
 
-    async def _release_all(self, connection: asyncpg.Connection, rows: list[Any]) -> None:
-        released = Counter((row["experiment_id"], row["digest"], row["size"]) for row in rows)
-        for blob in sorted(released):  # in one order everywhere: no deadlocks
-            await self._release(connection, *blob, count=released[blob])
+    async def _release(self, connection: asyncpg.Connection, rows: Sequence[Any]) -> None:
+        """Let go of the content of artifacts, given as (experiment, digest, size).
 
-    async def _release(
-        self,
-        connection: asyncpg.Connection,
-        experiment_id: int,
-        digest: bytes,
-        size: int,
-        *,
-        count: int,
-    ) -> None:
-        blob = (experiment_id, digest, size)
-        left = await connection.fetchval(_SQL["release_blob"], *blob, count)
-        if left is not None and left <= 0:
-            object_key = await connection.fetchval(_SQL["delete_unreferenced_blob"], *blob)
-            await connection.execute(_SQL["put_deletion"], object_key, None)
+        As many statements for a folder of any size as for one file.
+        """
+        released = Counter((row["experiment_id"], row["digest"], row["size"]) for row in rows)
+        if not released:
+            return
+        blobs = tuple(map(list, zip(*released, strict=True)))
+        await connection.execute(_SQL["lock_blobs"], *blobs)
+        await connection.execute(_SQL["release_blobs"], *blobs, list(released.values()))
+        gone = await connection.fetch(_SQL["delete_unreferenced_blobs"], *blobs)
+        if gone:
+            keys = [row["object_key"] for row in gone]
+            await connection.execute(_SQL["put_deletions"], keys)
 
 
 def artifact_not_found(path: str) -> HeadraceError:

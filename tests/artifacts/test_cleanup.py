@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,9 +16,10 @@ from gateway.artifacts.wiring import Artifacts, open_artifacts
 from gateway.blobs.errors import UploadForgottenError
 from gateway.domain.artifacts import Content, part_range
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.store.artifacts import Target
+from gateway.store.artifacts import ArtifactStore, Target
 from gateway.store.connections import Database
 from tests.artifacts.conftest import MIB, BucketAccess
+from tests.support.s3_faults import Fault, S3Faults
 
 Parts = tuple[Artifacts, Database]
 WORKSPACE = 0
@@ -102,6 +104,102 @@ async def test_replaced_content_is_deleted(parts: Parts) -> None:
     assert await artifacts.cleanup.sweep() == 2
     found = await artifacts.store.get(WORKSPACE, where.run_id, "a")
     assert await keys(artifacts, artifacts.bucket.key_prefix) == [found.object_key]
+
+
+async def test_what_s3_refuses_to_delete_does_not_keep_the_rest(
+    parts: Parts, database_dsn: str, bucket: BucketAccess, faults: S3Faults
+) -> None:
+    _, database = parts
+    through = replace(bucket, endpoint_url=faults.url).settings(database_dsn)
+    async with open_artifacts(through, database) as artifacts:
+        assert artifacts is not None
+        found = []
+        for data in (b"one", b"other"):
+            where = await target(database, "a")
+            await store(artifacts, where, data)
+            found.append((await artifacts.store.get(WORKSPACE, where.run_id, "a")).object_key)
+            await artifacts.store.delete(WORKSPACE, where.run_id, "a", recursive=False)
+        # They go by key: the smaller one's comes first.
+        faults.faults.append(Fault(method="DELETE", status=403, code="AccessDenied", times=1))
+        with pytest.raises(HeadraceError) as caught:
+            await artifacts.cleanup.sweep()
+        assert caught.value.reason is Reason.BLOB_STORE_DENIED
+        assert await keys(artifacts, bucket.key_prefix) == [min(found)]
+        assert await artifacts.cleanup.sweep() == 1
+        assert await keys(artifacts, bucket.key_prefix) == []
+
+
+async def test_an_s3_that_is_away_is_not_asked_for_each_deletion(
+    parts: Parts, database_dsn: str, bucket: BucketAccess, faults: S3Faults
+) -> None:
+    _, database = parts
+    through = replace(bucket, endpoint_url=faults.url).settings(database_dsn)
+    async with open_artifacts(through, database) as artifacts:
+        assert artifacts is not None
+        async with database.query() as connection:
+            await connection.execute(
+                "INSERT INTO blob_deletions (object_key) SELECT $1 || n"
+                " FROM generate_series(1, 9) AS n",
+                bucket.key_prefix,
+            )
+        faults.faults.append(Fault(method="DELETE", status=503, code="SlowDown"))
+        with pytest.raises(HeadraceError) as caught:
+            await artifacts.cleanup.sweep()
+    assert caught.value.reason is Reason.BLOB_STORE_UNAVAILABLE
+    assert len({each.path for each in faults.requests("DELETE")}) == 1
+
+
+async def test_a_folder_of_any_size_is_deleted_by_as_many_statements(database_dsn: str) -> None:
+    database = await Database.connect(database_dsn, ingest_connections=0, query_connections=1)
+    manifest, counts = ArtifactStore(database), []
+    statements: list[str] = []
+    try:
+        async with database.query() as connection:
+            connection.add_query_logger(lambda query: statements.append(query.query))
+        for files in (50, 5_000):
+            where, other = await target(database, "a"), await target(database, "b")
+            await fill_folder(database, where, other, files)
+            statements.clear()
+            assert await manifest.delete(WORKSPACE, where.run_id, "folder", recursive=True) == files
+            counts.append(len(statements))
+            async with database.query() as connection:
+                left = await connection.fetch(
+                    "SELECT object_key, reference_count FROM blobs WHERE size = $1", files
+                )
+                due = await connection.fetchval(
+                    "SELECT count(*) FROM blob_deletions WHERE object_key LIKE $1::bigint || '/%'",
+                    files,
+                )
+            assert [tuple(row) for row in left] == [(f"{files}/0", 1)]
+            assert due == files / 2 - 1
+    finally:
+        await database.close()
+    assert counts[1] <= counts[0] < 20  # the first delete asks for the types of arrays too
+
+
+async def fill_folder(database: Database, where: Target, other: Target, files: int) -> None:
+    """Make artifacts of which every two share content; another run has the first of it."""
+    async with database.query() as connection:
+        await connection.execute(
+            """
+            INSERT INTO blobs
+                (experiment_id, digest, size, object_key, part_sha256s, reference_count)
+            SELECT 0, sha256(n::text::bytea), $1, $1 || '/' || n, '', 2 + (n = 0)::int
+            FROM generate_series(0, $1::bigint / 2 - 1) AS n
+            """,
+            files,
+        )
+        for run_id, count in ((where.run_id, files), (other.run_id, 1)):
+            await connection.execute(
+                """
+                INSERT INTO artifacts (run_id, path, experiment_id, digest, size, content_type)
+                SELECT $1, 'folder/' || n, 0, sha256((n / 2)::text::bytea), $2, 'text/plain'
+                FROM generate_series(0, $3::bigint - 1) AS n
+                """,
+                run_id,
+                files,
+                count,
+            )
 
 
 async def test_an_expired_upload_is_ended_with_its_parts(parts: Parts) -> None:

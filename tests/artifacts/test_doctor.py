@@ -121,6 +121,30 @@ async def test_too_small_a_max_connections_and_missing_privileges_are_bad(
     assert any(f"TO {role}" in finding.remedy for finding in found.values())
 
 
+async def test_a_role_that_may_not_read_the_view_of_all_chunks_is_not_fit(
+    database_dsn: str,
+) -> None:
+    role = f"blind_{database_dsn.rpartition('/')[2]}"
+    settings = Settings(dsn=f"postgresql://{role}:x@{database_dsn.rpartition('@')[2]}")
+    await execute(
+        database_dsn,
+        f"CREATE ROLE {role} LOGIN PASSWORD 'x'",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+        # Of the views the gateway reads the first only, and it writes to none.
+        f"REVOKE SELECT ON metric_chunks, metric_points_raw, metric_points FROM {role}",
+        f"REVOKE INSERT, UPDATE, DELETE ON metric_chunks FROM {role}",
+    )
+    try:
+        blind = by_check(await diagnose(settings))["privileges"]
+        await execute(database_dsn, f"GRANT SELECT ON metric_chunks TO {role}")
+        seeing = by_check(await diagnose(settings))["privileges"]
+    finally:
+        await execute(database_dsn, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+    assert (blind.health, blind.found) == (Health.BAD, "missing: SELECT on metric_chunks")
+    assert f"TO {role}" in blind.remedy
+    assert seeing.health is Health.GOOD
+
+
 def test_the_command_prints_json_and_exits_by_what_it_found(
     database_dsn: str, bucket: BucketAccess
 ) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -76,6 +77,30 @@ def test_a_small_file_with_other_bytes_than_its_digest_is_not_stored(
     with pytest.raises(grpc.RpcError) as caught:
         site.transfers().stub.UploadArtifact(messages())
     assert artifact_error(caught.value).reason == "DIGEST_MISMATCH"
+    assert visible(site, run_id) == []
+
+
+@pytest.mark.parametrize("method", ["UploadArtifact", "UploadPart"])
+def test_a_message_that_is_none_in_the_middle_of_the_bytes_is_refused_for_good(
+    site: Site, make_file: Make, method: str
+) -> None:
+    run_id, source = site.create_run(), make_file(20 * MIB)
+    first: pb.UploadArtifactRequest | pb.UploadPartRequest
+    if method == "UploadArtifact":
+        small = pb.UploadArtifactHeader(
+            run_id=run_id, path="a", size=2_000, digest=hashlib.sha256(bytes(2_000)).digest()
+        )
+        first = pb.UploadArtifactRequest(header=small)
+    else:
+        upload = begun(site, run_id, source)
+        part = pb.UploadPartHeader(run_id=run_id, upload_id=upload.upload_id, part_number=1)
+        first = pb.UploadPartRequest(header=part)
+    chunk = pb.UploadPartRequest(chunk=bytes(1_000)).SerializeToString()
+    call: Any = site.channel.stream_unary(f"/headrace.v1.ArtifactService/{method}")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(iter([first.SerializeToString(), chunk, b"\xff" * 40]), timeout=DEADLINE_S)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert artifact_error(caught.value).reason == "MALFORMED_MESSAGE"
     assert visible(site, run_id) == []
 
 
@@ -202,19 +227,21 @@ def test_ctrl_c_ends_put_at_once_and_the_same_command_goes_on(
     command = [sys.executable, "-m", "headrace.cli", "artifacts", "put", run_id, str(source)]
     environment = {**os.environ, "HEADRACE_ADDRESS": site.gateway.address}
     whole = Fault(method="PUT", query="partNumber", times=1)
-    faults.faults += [whole, Fault(method="PUT", query="partNumber", delay_s=0.1)]
+    slow = Fault(method="PUT", query="partNumber", delay_s=0.5)
+    faults.faults += [whole, slow]
     with subprocess.Popen(
         [*command, "--direct", "never"], env=environment, stderr=subprocess.PIPE
     ) as client:
         assert client.stderr is not None
         eventually(faults.parts_stored, "the first part")
         client.send_signal(signal.SIGINT)
-        client.wait(3)  # the parts under way would take ten times as long
+        client.wait(30)  # the parts under way would take minutes
         told = client.stderr.read().decode()
     assert client.returncode == 130
     assert told == "headrace: interrupted; the same command goes on from here\n"
     assert visible(site, run_id) == []
     faults.faults.clear()
+    slow.delay_s = 0.0  # for what is under way
     subprocess.run([*command, "--direct", "never"], env=environment, check=True)
     assert sorted(faults.parts_stored()) == [1, 2, 3, 4, 5, 6]
 
@@ -453,6 +480,31 @@ def test_a_reader_that_pauses_loses_its_connection_and_not_its_place(
     content += b"".join(message.chunk for message in stream)
     assert content == source.read_bytes()
     assert len(faults.reads()) == 2
+
+
+@pytest.mark.parametrize(
+    ("fate", "reason"), [("replaced", "ARTIFACT_CHANGED"), ("deleted", "ARTIFACT_NOT_FOUND")]
+)
+def test_a_reader_whose_artifact_goes_while_it_pauses_is_told_so(
+    site: Site, make_file: Make, faults: S3Faults, fate: str, reason: str
+) -> None:
+    artifacts = site.artifacts(run_id := site.create_run())
+    artifacts.upload(make_file(40 * MIB), "a")
+    stub = site.transfers().stub
+    stream = stub.DownloadArtifact(pb.DownloadArtifactRequest(run_id=run_id, path="a"))
+    next(stream)
+    eventually(
+        lambda: faults.reads() and site.gateway.metrics()["headrace_artifact_reads_active"] == 0,
+        "the release",
+    )
+    if fate == "replaced":
+        artifacts.upload(make_file(1_000), "a")
+    else:
+        artifacts.delete("a")
+    eventually(lambda: faults.requests("DELETE"), "the deletion at S3")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stream)
+    assert artifact_error(caught.value).reason == reason
 
 
 # ---- what is kept for resuming, and for how long -----------------------------------

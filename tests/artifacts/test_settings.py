@@ -50,7 +50,10 @@ async def test_encryption_and_storage_class_are_asked_for_with_every_object(
         with contextlib.suppress(HeadraceError):
             await opened.abort_multipart(key, await opened.begin_multipart(key, content_type="a/b"))
         await opened.delete(key)
-    for made in (*faults.requests("PUT"), *faults.requests("POST", "uploads")):
+        await opened.checks_sha256()
+    probes = [each for each in faults.seen if each.method == "PUT" and "/probe/" in each.path]
+    assert len(probes) == 1
+    for made in (*faults.requests("PUT"), *faults.requests("POST", "uploads"), *probes):
         assert made.headers["x-amz-server-side-encryption"] == "aws:kms"
         assert made.headers["x-amz-server-side-encryption-aws-kms-key-id"] == "a-key"
         assert made.headers["x-amz-storage-class"] == "STANDARD_IA"

@@ -34,16 +34,28 @@ ON CONFLICT (experiment_id, digest, size)
     DO UPDATE SET reference_count = blobs.reference_count + 1
 RETURNING object_key;
 
--- name: release_blob
--- $4: how many artifacts let go of it.
-UPDATE blobs SET reference_count = reference_count - $4
-WHERE experiment_id = $1 AND digest = $2 AND size = $3
-RETURNING reference_count;
+-- name: lock_blobs
+-- $1 to $3: which. In one order everywhere: no deadlocks.
+SELECT 1
+FROM blobs AS b
+JOIN unnest($1::bigint[], $2::bytea[], $3::bigint[]) AS r(experiment_id, digest, size)
+    ON b.experiment_id = r.experiment_id AND b.digest = r.digest AND b.size = r.size
+ORDER BY b.experiment_id, b.digest, b.size
+FOR NO KEY UPDATE OF b;
 
--- name: delete_unreferenced_blob
-DELETE FROM blobs
-WHERE experiment_id = $1 AND digest = $2 AND size = $3 AND reference_count <= 0
-RETURNING object_key;
+-- name: release_blobs
+-- $4: how many artifacts let go of each.
+UPDATE blobs AS b SET reference_count = b.reference_count - r.count
+FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[])
+    AS r(experiment_id, digest, size, count)
+WHERE b.experiment_id = r.experiment_id AND b.digest = r.digest AND b.size = r.size;
+
+-- name: delete_unreferenced_blobs
+DELETE FROM blobs AS b
+USING unnest($1::bigint[], $2::bytea[], $3::bigint[]) AS r(experiment_id, digest, size)
+WHERE b.experiment_id = r.experiment_id AND b.digest = r.digest AND b.size = r.size
+    AND b.reference_count <= 0
+RETURNING b.object_key;
 
 -- name: get_artifact_for_update
 SELECT experiment_id, digest, size
@@ -199,6 +211,11 @@ LIMIT $2;
 -- name: put_deletion
 INSERT INTO blob_deletions (object_key, s3_upload_id)
 VALUES ($1, $2)
+ON CONFLICT (object_key) DO NOTHING;
+
+-- name: put_deletions
+INSERT INTO blob_deletions (object_key)
+SELECT unnest($1::text[])
 ON CONFLICT (object_key) DO NOTHING;
 
 -- name: list_deletions
