@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Final
 
 WINDOW_STEPS: Final = 200
-"""Steps a read goes back; older ones were checked by earlier reads."""
+"""Steps a read goes back at least, so that each is read by several beats."""
 _MIXER: Final = 2_654_435_761  # Knuth's multiplicative hash: neighbours get unlike values
 
 
@@ -47,14 +47,16 @@ class Verdict:
         return self == Verdict()
 
 
-def first_step_of_window(committed_sequence: int) -> int:
-    """Return the first step that a read has to ask for."""
-    return max(1, committed_sequence - WINDOW_STEPS)
+def first_step_of_window(committed_sequence: int, verified_sequence: int) -> int:
+    """Return the first step that a read has to ask for: what was acknowledged since the last
+    read, however much, is in it. No record has a step further below its sequence than 1."""
+    return max(1, min(committed_sequence - WINDOW_STEPS, verified_sequence))
 
 
 def judge(
     *,
     committed_sequence: int,
+    verified_sequence: int,
     steps: Sequence[int],
     values: Sequence[float],
     stored_points: int,
@@ -63,10 +65,11 @@ def judge(
 
     Args:
         committed_sequence: the acknowledged watermark; all that was sent.
+        verified_sequence: the watermark of the read before; 0 for the first.
         steps, values: what a read from `first_step_of_window` on returned, in its order.
         stored_points: how many points the series holds in all.
     """
-    first = first_step_of_window(committed_sequence)
+    first = first_step_of_window(committed_sequence, verified_sequence)
     expected = {
         step
         for sequence in range(max(1, first - 1), committed_sequence + 1)

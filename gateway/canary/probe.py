@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import grpc
 import structlog
+from headrace.limits import BATCH_POINTS_MAX
 from headrace.v1 import metric_service_pb2 as wire
 from headrace.v1 import metric_service_pb2_grpc, run_service_pb2, run_service_pb2_grpc
 
@@ -86,13 +87,22 @@ class Pace:
 
 @dataclass(slots=True, kw_only=True)
 class _Writer:
-    """One run, its one writer, and how far both ends are."""
+    """One run, its one writer, and how far both ends are.
+
+    Attributes:
+        written: the last sequence that was sent, or was to be.
+        acknowledged: the gateway's watermark as last heard.
+        counted: the greatest it has been: a loss sets it back.
+        verified: the watermark up to which points were read back.
+    """
 
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     writer_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
     written: int = 0
     acknowledged: int = 0
+    counted: int = 0
+    verified: int = 0
 
 
 async def watch(target: Target, pace: Pace, measurements: Measurements) -> bool:
@@ -162,8 +172,13 @@ class _Conversation:
             lost = writer.acknowledged - stream.committed
             if lost > 0:
                 self._measurements.judged(Verdict(lost=lost))
-            if writer.written > stream.committed:  # under way when the last stream ended
-                await stream.write(range(stream.committed + 1, writer.written + 1))
+                # Counted once, whatever becomes of this stream.
+                writer.acknowledged = stream.committed
+                writer.verified = min(writer.verified, stream.committed)
+            if writer.written > stream.committed:  # under way when the last stream ended, or lost
+                missing = range(stream.committed + 1, writer.written + 1)
+                for first in range(0, len(missing), BATCH_POINTS_MAX):
+                    await stream.write(missing[first : first + BATCH_POINTS_MAX])
                 await stream.wait(writer.written)
             self._advance(writer, stream.committed)
             while True:
@@ -204,8 +219,9 @@ class _Conversation:
         return beat_done()
 
     def _advance(self, writer: _Writer, committed_sequence: int) -> None:
-        self._measurements.acknowledged(max(0, committed_sequence - writer.acknowledged))
+        self._measurements.acknowledged(max(0, committed_sequence - writer.counted))
         writer.acknowledged = committed_sequence
+        writer.counted = max(writer.counted, committed_sequence)
 
     async def _read(self, writer: _Writer) -> Verdict:
         steps: list[int] = []
@@ -213,7 +229,7 @@ class _Conversation:
         request = wire.ReadMetricsRequest(
             run_id=writer.run_id,
             keys=[KEY],
-            first_step=first_step_of_window(writer.acknowledged),
+            first_step=first_step_of_window(writer.acknowledged, writer.verified),
             step_policy=run_service_pb2.STEP_POLICY_ALL,
         )
         async for answer in self._metrics.ReadMetrics(
@@ -226,12 +242,15 @@ class _Conversation:
             metadata=self._target.metadata,
             timeout=CALL_DEADLINE_S,
         )
-        return judge(
+        verdict = judge(
             committed_sequence=writer.acknowledged,
+            verified_sequence=writer.verified,
             steps=steps,
             values=values,
             stored_points=sum(series.point_count for series in listed.series),
         )
+        writer.verified = writer.acknowledged
+        return verdict
 
 
 class _Stream:

@@ -17,7 +17,8 @@ from rich.table import Table
 from gateway.canary.measurements import Measurements
 from gateway.canary.probe import Pace, Target, watch
 from gateway.cli.options import AsJson
-from gateway.config import SettingsError
+from gateway.config import SettingsError, split_address
+from gateway.server import StartError
 
 
 def canary_command(
@@ -65,10 +66,7 @@ def canary_command(
         raise SettingsError([str(error)]) from None
     measurements = Measurements()
     if metrics_listen != "off":
-        host, _, port = metrics_listen.rpartition(":")
-        if not port.isdecimal():
-            raise SettingsError([f"--metrics-listen {metrics_listen}: expected host:port, or off"])
-        start_http_server(int(port), host, registry=measurements.registry)
+        _serve_metrics(metrics_listen, measurements)
     target = Target(
         address=address,
         token=token,
@@ -86,6 +84,17 @@ def canary_command(
         Console().print(table)
     if not (complete and measurements.healthy):
         raise typer.Exit(1)
+
+
+def _serve_metrics(address: str, measurements: Measurements) -> None:
+    try:
+        host, port = split_address(address)
+    except ValueError:
+        raise SettingsError([f"--metrics-listen {address}: expected host:port, or off"]) from None
+    try:
+        start_http_server(port, host, registry=measurements.registry)
+    except OSError as error:
+        raise StartError(f"metrics cannot listen on {address}: {error.strerror}") from error
 
 
 async def _until_terminated(target: Target, pace: Pace, measurements: Measurements) -> bool:

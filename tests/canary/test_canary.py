@@ -4,18 +4,22 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
+import uuid
 from functools import partial
 from pathlib import Path
 
+import asyncpg
 import pytest
 import trustme
 
 from benchmarks.site import free_port
+from gateway.canary.ledger import Verdict
 from gateway.canary.measurements import Measurements
-from gateway.canary.probe import Pace, Target, watch
+from gateway.canary.probe import Pace, Target, _Conversation, _Stream, _Writer, watch
 from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually, eventually_async
 
@@ -59,6 +63,84 @@ async def test_runs_are_replaced_and_a_killed_gateway_loses_nothing(
     assert measurements.healthy, report
     assert report["failures"] >= 1
     assert report["acknowledged"] == report["written"]
+
+
+def test_a_port_for_metrics_that_is_in_use_is_said_to_be() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        done = canary("127.0.0.1:9", "--metrics-listen", address)
+    assert done.returncode == 1
+    assert f"metrics cannot listen on {address}: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_points_that_go_between_two_reads_are_lost(
+    shared_gateway: GatewayProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await asyncpg.connect(shared_gateway.dsn)
+    gone: list[int] = []
+    true_read = _Conversation._read
+
+    async def read_what_is_left(self: _Conversation, writer: _Writer) -> Verdict:
+        # What the gateway says that there is stays as it was: only a read can tell.
+        rows = await connection.fetch(
+            "DELETE FROM loose_chunks WHERE run_id = $1 AND last_step <= 500 "
+            "RETURNING last_step - first_step + 1 AS points",
+            uuid.UUID(writer.run_id),
+        )
+        gone.append(sum(row["points"] for row in rows))
+        return await true_read(self, writer)
+
+    monkeypatch.setattr(_Conversation, "_read", read_what_is_left)
+    measurements = Measurements()
+    pace = Pace(interval_s=0.01, records=1_000, beats=3)
+    assert await watch(Target(address=shared_gateway.address), pace, measurements)
+    await connection.close()
+    assert gone[0] > 200
+    assert measurements.report()["lost"] == sum(gone)
+
+
+async def test_a_loss_larger_than_a_batch_is_counted_once_and_made_good(
+    shared_gateway: GatewayProcess,
+) -> None:
+    measurements = Measurements()
+    target = Target(address=shared_gateway.address)
+    writer = _Writer(written=9_000, acknowledged=9_000, counted=9_000, verified=9_000)
+    done = 0
+
+    def third_beat_done() -> bool:
+        nonlocal done
+        done += 1
+        return done == 3
+
+    async with asyncio.timeout(30), target.channel() as channel:
+        conversation = _Conversation(channel, target, measurements)
+        assert await conversation.hold(writer, Pace(interval_s=0.01), third_beat_done)
+    report = measurements.report()
+    assert report["lost"] == 9_000
+    assert not any(report[kind] for kind in ("doubled", "disordered", "wrong"))
+    assert report["acknowledged"] == report["written"] == 30
+    assert writer.verified == writer.acknowledged == 9_030
+
+
+async def test_a_loss_is_counted_once_even_if_it_cannot_be_made_good(
+    shared_gateway: GatewayProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_stream: _Stream, _sequences: object) -> None:
+        raise TimeoutError
+
+    measurements = Measurements()
+    target = Target(address=shared_gateway.address)
+    writer = _Writer(written=50, acknowledged=50)
+    monkeypatch.setattr(_Stream, "write", fail)
+    async with target.channel() as channel:
+        conversation = _Conversation(channel, target, measurements)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await conversation.hold(writer, Pace(), lambda: True)
+    assert measurements.report()["lost"] == 50
 
 
 def test_a_gateway_that_is_away_is_waited_for_and_counted() -> None:

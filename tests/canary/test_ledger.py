@@ -10,13 +10,17 @@ WATERMARKS = st.integers(4, 100_000).map(lambda number: number - number % 4)
 
 
 def a_true_read(committed: int) -> tuple[list[int], list[float]]:
-    steps = list(range(first_step_of_window(committed), committed + 1))
+    steps = list(range(first_step_of_window(committed, committed), committed + 1))
     return steps, [value_of(step) for step in steps]
 
 
 def verdict(committed: int, steps: list[int], values: list[float], extra: int = 0) -> Verdict:
     return judge(
-        committed_sequence=committed, steps=steps, values=values, stored_points=committed + extra
+        committed_sequence=committed,
+        verified_sequence=committed,
+        steps=steps,
+        values=values,
+        stored_points=committed + extra,
     )
 
 
@@ -28,15 +32,41 @@ def test_records_are_a_permutation_of_the_steps(count: int) -> None:
     assert sorted(step_of(sequence) for sequence in window) == list(window)
 
 
-@given(st.integers(1, 100_000))
-def test_a_true_read_is_healthy_at_every_watermark(committed: int) -> None:
-    first = first_step_of_window(committed)
+@given(st.integers(1, 100_000), st.integers(0, 2_000))
+def test_a_true_read_is_healthy_at_every_watermark(committed: int, unverified: int) -> None:
+    verified = max(0, committed - unverified)
+    first = first_step_of_window(committed, verified)
     steps = sorted(
         step
         for sequence in range(max(1, first - 2), committed + 1)
         if (step := step_of(sequence)) >= first
     )
-    assert verdict(committed, steps, [value_of(step) for step in steps]).healthy
+    values = [value_of(step) for step in steps]
+    assert judge(
+        committed_sequence=committed,
+        verified_sequence=verified,
+        steps=steps,
+        values=values,
+        stored_points=committed,
+    ).healthy
+
+
+@given(st.integers(0, 100_000), st.integers(1, 2_000))
+def test_every_record_since_the_read_before_is_read(verified: int, more: int) -> None:
+    first = first_step_of_window(verified + more, verified)
+    assert all(step_of(verified + number) >= first for number in range(1, more + 1))
+
+
+def test_a_loss_of_more_than_the_window_is_lost() -> None:
+    steps = list(range(501, 1_001))
+    found = judge(
+        committed_sequence=1_000,
+        verified_sequence=0,
+        steps=steps,
+        values=[value_of(step) for step in steps],
+        stored_points=1_000,
+    )
+    assert found == Verdict(lost=500)
 
 
 @given(WATERMARKS, st.data())
