@@ -1,8 +1,9 @@
 """Which runs of an experiment are deleted, and why the others are kept. Pure decisions.
 
-A run is kept for any of these reasons: it is running; it is protected by its tag; it
-ended less than `max_age` ago; it is among the `keep_top` best; one of the runs nested
-in it, at any depth and in whatever experiment, is kept. What no reason keeps goes.
+A run is kept for any of these reasons: it is running, or was lost within a day and may
+come back; it is protected by its tag; it ended less than `max_age` ago; it is among the
+`keep_top` best; one of the runs nested in it, at any depth and in whatever experiment,
+is kept. What no reason keeps goes.
 """
 
 import math
@@ -13,8 +14,11 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from gateway.domain.durations import parse_duration_s
+from gateway.domain.durations import duration_text, parse_duration_s
 
+LOST_KEPT_S: Final = 86_400.0
+"""For so long after its last sign of life a lost run counts as running: a day, 720 leases of
+120 seconds. Its job may be cut off only, and bring what its spool has kept."""
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 _BEST: Final = {":max": True, ":min": False}
 
@@ -90,13 +94,24 @@ class CleanupRule:
             by=None if by is None else Ranking.parse(by),
         )
 
+    def written(self) -> dict[str, str | int | None]:
+        """Return what `parse` makes this rule of."""
+        return {
+            "experiment": self.experiment,
+            "workspace": self.workspace,
+            "max_age": None if self.max_age_s is None else duration_text(self.max_age_s),
+            "keep_top": self.keep_top,
+            "by": None if self.by is None else str(self.by),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanupRun:
     """What the decision needs to know of a run that is not deleted.
 
     Attributes:
-        ended_at: None while it is running.
+        ended_at: None while it is running; the last sign of life of a lost run.
+        lost: whether nobody has ended it: it fell silent.
         value: of the rule's metric; None without.
         has_children_elsewhere: whether a run of another experiment is nested in it.
     """
@@ -104,6 +119,7 @@ class CleanupRun:
     run_id: UUID
     name: str
     ended_at: datetime | None
+    lost: bool
     parent_run_id: UUID | None
     protected: bool
     value: float | None
@@ -114,6 +130,7 @@ class Keep(StrEnum):
     """Why a run is kept."""
 
     RUNNING = "running"
+    LOST = "lost"
     PROTECTED = "protected"
     YOUNG = "young"
     TOP = "top"
@@ -139,7 +156,7 @@ class CleanupPlan:
 
 def plan_cleanup(runs: Sequence[CleanupRun], rule: CleanupRule, *, now: datetime) -> CleanupPlan:
     """Decide."""
-    places = _places(runs, rule)
+    places = _places(runs, rule, now=now)
     reasons: dict[UUID, list[tuple[Keep, str]]] = {run.run_id: [] for run in runs}
     for run in runs:
         reasons[run.run_id] += _own_reasons(run, rule, places.get(run.run_id), now=now)
@@ -167,6 +184,8 @@ def _own_reasons(
 ) -> Iterable[tuple[Keep, str]]:
     if run.ended_at is None:
         yield Keep.RUNNING, "it is running"
+    elif _goes_on(run, now=now):
+        yield Keep.LOST, "it was lost less than a day ago and may come back"
     elif rule.max_age_s is not None and run.ended_at > now - timedelta(seconds=rule.max_age_s):
         yield Keep.YOUNG, f"it ended {_days(now - run.ended_at)} ago"
     if run.protected:
@@ -177,14 +196,21 @@ def _own_reasons(
         yield Keep.PARENT, "runs of another experiment are nested in it"
 
 
-def _places(runs: Sequence[CleanupRun], rule: CleanupRule) -> dict[UUID, int]:
+def _goes_on(run: CleanupRun, *, now: datetime) -> bool:
+    """Tell whether a run is running, or counts as such."""
+    if run.ended_at is None:
+        return True
+    return run.lost and run.ended_at > now - timedelta(seconds=LOST_KEPT_S)
+
+
+def _places(runs: Sequence[CleanupRun], rule: CleanupRule, *, now: datetime) -> dict[UUID, int]:
     """Return the places, from 1, of the best runs; ties go to the one that ended first."""
     if rule.by is None:
         return {}
     sign = -1.0 if rule.by.greatest else 1.0
     valued = sorted(
-        # Running ones last among equals; their time is not compared.
-        (sign * run.value, run.ended_at is None, run.ended_at or _NEVER, run.run_id)
+        # Those that go on last among equals; running ones have no time to compare.
+        (sign * run.value, _goes_on(run, now=now), run.ended_at or _NEVER, run.run_id)
         for run in runs
         if run.value is not None and not math.isnan(run.value)
     )

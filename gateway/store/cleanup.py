@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from gateway.domain.cleanup import CleanupRule, CleanupRun
+from gateway.domain.cleanup import LOST_KEPT_S, CleanupRule, CleanupRun
 from gateway.domain.metadata import PROTECTED_TAG
 from gateway.store.connections import Database
 from gateway.store.experiments import not_found
@@ -41,11 +41,11 @@ class CleanupStore:
     async def delete(self, run_ids: Sequence[UUID]) -> list[UUID]:
         """Soft-delete runs one by one, nested ones first; return those that were.
 
-        A run that has meanwhile become running, protected or somebody's parent is not.
+        A run that has meanwhile become running, lost, protected or somebody's parent is not.
         """
         deleted = []
         for run_id in run_ids:
             async with self._database.query() as connection:
-                if await connection.fetchval(_SQL["delete"], run_id, PROTECTED_TAG):
+                if await connection.fetchval(_SQL["delete"], run_id, PROTECTED_TAG, LOST_KEPT_S):
                     deleted.append(run_id)
         return deleted

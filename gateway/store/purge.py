@@ -36,7 +36,10 @@ _STEPS: Final = (
     "delete_heartbeats",
     "delete_series",
 )
-"""One for each table whose rows a run owns; the series last, which name the chunks."""
+"""One for each table whose rows a run owns; the series last, which name the chunks.
+
+`end` in purge.sql names the same tables, and those of artifacts.
+"""
 
 
 class PurgeStore:
@@ -55,7 +58,7 @@ class PurgeStore:
     async def due(
         self, *, grace_s: float, experiment_id: int | None = None, tried: frozenset[UUID]
     ) -> list[UUID]:
-        """Return some runs that were deleted longer ago than the grace period.
+        """Return some runs that were deleted, and have ended, longer ago than the grace period.
 
         Args:
             grace_s: in seconds.
@@ -79,7 +82,10 @@ class PurgeStore:
         return True
 
     async def remove(self, run_id: UUID) -> AsyncIterator[int]:
-        """Remove what is left of a tombstone; yield after each batch how many rows it had."""
+        """Remove what is left of a tombstone; yield after each batch how many rows it had.
+
+        Beside another purge of the run it may leave rows that are the other's: see `end`.
+        """
         async for count in self._artifacts.purge(run_id, count_max=_ARTIFACTS_MAX):
             yield count
         for step in _STEPS:
@@ -91,5 +97,14 @@ class PurgeStore:
                     yield count
                 if count < _ROWS_MAX:
                     break
-        async with self._database.query() as connection:
-            await connection.execute(_SQL["end"], run_id)
+
+    async def end(self, run_id: UUID) -> bool:
+        """Note that a purge has ended.
+
+        Returns:
+            False when rows are left, which the next purge removes; or when another has
+            ended it.
+        """
+        async with self._database.query() as connection, connection.transaction():
+            await connection.execute(_SQL["by_index"])
+            return await connection.fetchval(_SQL["end"], run_id) is not None

@@ -35,6 +35,9 @@ class WorkspaceStore:
                 if row is not None:
                     return Workspace(**row)
             row = await connection.fetchrow(_SQL["create"], name, request_id)
+            if row is None and request_id is not None:
+                # Whoever was faster may have been this very request, sent twice.
+                row = await connection.fetchrow(_SQL["find_request"], request_id)
             if row is None:
                 raise HeadraceError(
                     Reason.WORKSPACE_EXISTS,

@@ -1,4 +1,7 @@
-"""Purges the runs that were deleted longer ago than the grace period, one after another."""
+"""Purges the runs whose grace period is over, one after another.
+
+It begins when a run is deleted, or when it ends if that is later.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from gateway.upkeep.throttle import Throttle
 
 @dataclass(slots=True, kw_only=True)
 class Purged:
-    """What a purge has done so far: whole runs, rows of tables, runs it was kept from."""
+    """What a purge has done so far: runs it finished, rows of tables, runs it was kept from."""
 
     runs: int = 0
     rows: int = 0
@@ -26,7 +29,7 @@ class Purger:
 
         Args:
             store: the purges.
-            grace_s: how long a deleted run can be restored, in seconds.
+            grace_s: how long a deleted run that has ended can be restored, in seconds.
             throttle: does each batch and rests.
         """
         self._store = store
@@ -69,6 +72,7 @@ class Purger:
             done.rows += rows
             METRICS.rows_purged.inc(rows)
             progress(done)
-        done.runs += 1
-        METRICS.runs_purged.inc()
+        if await self._throttled(self._store.end(run_id)):  # else another purge is at it too
+            done.runs += 1
+            METRICS.runs_purged.inc()
         progress(done)

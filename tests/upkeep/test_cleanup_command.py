@@ -12,7 +12,12 @@ import asyncpg
 import headrace
 import pytest
 
+from gateway.domain.cleanup import LOST_KEPT_S
+from gateway.domain.runs import RunState
+from gateway.store.cleanup import CleanupStore
+from gateway.store.connections import Database
 from tests.conftest import run_apart
+from tests.support.chunks import StoredRun
 from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually
 
@@ -20,7 +25,7 @@ EXPERIMENT = "rec/ads/rank"
 
 
 async def _run(
-    dsn: str, name: str, *, days: float | None, ndcg: float | None, parent: UUID | None
+    dsn: str, name: str, *, days: float | None, ndcg: float | None, parent: UUID | None, lost: bool
 ) -> UUID:
     connection = await asyncpg.connect(dsn)
     run_id = uuid4()
@@ -31,12 +36,12 @@ async def _run(
     )
     await connection.execute(
         "INSERT INTO runs (run_id, workspace_id, experiment_id, name, state, ended_at,"
-        " parent_run_id) VALUES ($1, 0, 7, $2, CASE WHEN $3::float8 IS NULL THEN 1 ELSE 2 END,"
-        " now() - make_interval(secs => $3 * 86400), $4)",
+        " parent_run_id) VALUES ($1, 0, 7, $2, $5, now() - make_interval(secs => $3 * 86400), $4)",
         run_id,
         name,
         days,
         parent,
+        RunState.RUNNING if days is None else RunState.LOST if lost else RunState.FINISHED,
     )
     if ndcg is not None:
         await connection.execute(
@@ -53,8 +58,9 @@ def make_run(
     days: float | None = 100,
     ndcg: float | None = None,
     parent: UUID | None = None,
+    lost: bool = False,
 ) -> UUID:
-    found: UUID = run_apart(_run(dsn, name, days=days, ndcg=ndcg, parent=parent))
+    found: UUID = run_apart(_run(dsn, name, days=days, ndcg=ndcg, parent=parent, lost=lost))
     return found
 
 
@@ -112,6 +118,34 @@ def test_nothing_is_done_unless_told_and_the_report_says_why(database_dsn: str) 
     assert [names[run_id] for run_id in done["deleted"]] == ["[/bad]"]
     assert column(database_dsn, deleted) == {"[/bad]"}
     assert done["purged"] == {"runs": 0, "rows": 0}
+
+
+def test_a_run_that_was_lost_a_moment_ago_is_kept_and_the_report_says_why(
+    database_dsn: str,
+) -> None:
+    make_run(database_dsn, "best", ndcg=0.9)
+    make_run(database_dsn, "cut off", days=1 / 1440, ndcg=0.1, lost=True)
+    make_run(database_dsn, "gone", days=2, ndcg=0.1, lost=True)
+    rule = (EXPERIMENT, "--keep-top", "1", "--by", "metrics.val_ndcg:max")
+    assert "it was lost less than a day ago" in cleanup(database_dsn, *rule).stdout
+    done = json.loads(cleanup(database_dsn, *rule, "--execute", "--json").stdout)
+    kept = {run["name"]: run["reasons"] for run in done["keep"]}
+    assert kept == {"best": ["top"], "cut off": ["lost"]}
+    assert column(database_dsn, "SELECT name FROM runs WHERE deleted_at IS NOT NULL") == {"gone"}
+
+
+async def test_a_run_that_was_lost_since_the_report_stays(
+    connection: asyncpg.Connection, database: Database
+) -> None:
+    run_id = (await StoredRun.create(connection)).run_id
+    store = CleanupStore(database)
+    lost = (
+        "UPDATE runs SET state = 5, ended_at = now() - make_interval(secs => $2) WHERE run_id = $1"
+    )
+    await connection.execute(lost, run_id, LOST_KEPT_S - 60)
+    assert await store.delete([run_id]) == []
+    await connection.execute(lost, run_id, LOST_KEPT_S)
+    assert await store.delete([run_id]) == [run_id]
 
 
 def test_what_was_deleted_is_purged_after_the_grace_period(database_dsn: str) -> None:

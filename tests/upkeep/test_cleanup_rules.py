@@ -19,8 +19,14 @@ TOP_2 = CleanupRule.parse(experiment="e", keep_top=2, by="metrics.ndcg:max")
 def run(
     name: str, *, days: float | None = 100, parent: str | None = None, **fields: Any
 ) -> CleanupRun:
-    """A run that ended so many days ago; None is running."""
-    values = {"protected": False, "value": None, "has_children_elsewhere": False, **fields}
+    """A run that ended, or was lost, so many days ago; None is running."""
+    values = {
+        "lost": False,
+        "protected": False,
+        "value": None,
+        "has_children_elsewhere": False,
+        **fields,
+    }
     return CleanupRun(
         run_id=uuid.uuid5(uuid.NAMESPACE_OID, name),
         name=name,
@@ -74,6 +80,34 @@ def test_running_and_protected_runs_stay() -> None:
     assert reasons(plan) == {"on": (Keep.RUNNING,), "dear": (Keep.PROTECTED,)}
 
 
+def test_a_lost_run_counts_as_running_for_a_day() -> None:
+    rule = CleanupRule.parse(experiment="e", max_age="1h", keep_top=1, by="metrics.ndcg:max")
+    runs = [
+        run("best", value=1.0),
+        run("cut off", days=1 / 1440, lost=True, value=0.5),
+        run("ended", days=0.5, value=0.5),
+        run("gone", days=2, lost=True),
+        run("parent"),
+        run("nested", days=0.99, lost=True, parent="parent"),
+    ]
+    plan = plan_cleanup(runs, rule, now=NOW)
+    assert gone(plan) == ["ended", "gone"]
+    assert reasons(plan) == {
+        "best": (Keep.TOP,),
+        "cut off": (Keep.LOST,),
+        "parent": (Keep.PARENT,),
+        "nested": (Keep.LOST,),
+    }
+    assert plan.kept[1].why == "it was lost less than a day ago and may come back"
+
+
+def test_of_equals_the_best_is_one_that_has_ended() -> None:
+    rule = CleanupRule.parse(experiment="e", keep_top=1, by="metrics.ndcg:max")
+    runs = [run("ended", days=0, value=1.0), run("lost", days=0.5, lost=True, value=1.0)]
+    plan = plan_cleanup(runs, rule, now=NOW)
+    assert reasons(plan) == {"ended": (Keep.TOP,), "lost": (Keep.LOST,)}
+
+
 def test_parents_of_what_is_kept_stay_at_any_depth() -> None:
     runs = [run("root"), run("middle", parent="root"), run("leaf", parent="middle", days=1)]
     plan = plan_cleanup([*runs, run("other", parent="root")], OLD_90, now=NOW)
@@ -103,33 +137,36 @@ def test_runs_that_are_nested_in_each_other_end_no_plan_never() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.one_of(st.none(), st.integers(0, 200)),
+            st.one_of(st.none(), st.integers(0, 20).map(lambda quarters: quarters / 4)),
             st.one_of(st.none(), st.integers(0, 11)),
             st.booleans(),
             st.one_of(st.none(), st.just(math.nan), st.integers(0, 5).map(float)),
+            st.booleans(),
             st.booleans(),
         ),
         max_size=12,
     )
 )
 def test_every_run_is_kept_or_goes_and_no_kept_run_loses_a_parent(rows: list[Any]) -> None:
-    rule = CleanupRule.parse(experiment="e", max_age="90d", keep_top=2, by="metrics.x:max")
+    rule = CleanupRule.parse(experiment="e", max_age="12h", keep_top=2, by="metrics.x:max")
     runs = [
         run(
             str(number),
+            lost=lost,
             days=days,
             parent=None if parent is None else str(parent),
             protected=protected,
             value=value,
             has_children_elsewhere=elsewhere,
         )
-        for number, (days, parent, protected, value, elsewhere) in enumerate(rows)
+        for number, (days, parent, protected, value, elsewhere, lost) in enumerate(rows)
     ]
     plan = plan_cleanup(runs, rule, now=NOW)
     kept = {item.run.run_id for item in plan.kept}
     assert sorted([*kept, *(item.run_id for item in plan.gone)]) == sorted(r.run_id for r in runs)
     for item in plan.gone:
         assert item.ended_at is not None
+        assert not item.lost or item.ended_at <= NOW - timedelta(days=1)
         assert not item.protected
     parents = {item.run.parent_run_id for item in plan.kept}
     assert not parents & {item.run_id for item in plan.gone}

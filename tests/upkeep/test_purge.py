@@ -15,11 +15,13 @@ from gateway.domain.errors import StoreUnavailableError
 from gateway.store import purge as purge_module
 from gateway.store.connections import Database
 from gateway.store.purge import PurgeStore
+from gateway.store.queries import load
 from gateway.telemetry import METRICS
 from gateway.upkeep.purger import Purged, Purger
 from gateway.upkeep.throttle import Throttle
 from tests.support.chunks import StoredRun
 from tests.support.gateway_process import GatewayProcess
+from tests.support.waiting import eventually_async
 from tests.support.writer_stream import WriterStream, batch, keys, opening
 from tests.tracker.conftest import failure, param, stubs
 from tests.upkeep.compaction import compactor, make_live, raw_points
@@ -73,11 +75,21 @@ async def fill(connection: asyncpg.Connection, points: int = 50) -> StoredRun:
 
 async def delete(connection: asyncpg.Connection, run_id: UUID, *, days: int = 1) -> None:
     await connection.execute(
-        "UPDATE runs SET state = 2, ended_at = now(),"
+        "UPDATE runs SET state = 2, ended_at = now() - make_interval(days => $2),"
         " deleted_at = now() - make_interval(days => $2) WHERE run_id = $1",
         run_id,
         days,
     )
+
+
+async def waits_for_a_lock(database: Database) -> bool:
+    async with database.query() as connection:
+        return bool(
+            await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        )
 
 
 async def rows_of(connection: asyncpg.Connection, run_id: UUID) -> dict[str, int]:
@@ -131,6 +143,7 @@ async def test_only_what_was_deleted_long_enough_ago_goes(
         for name in (
             "not deleted",
             "deleted just now",
+            "deleted long ago, ended just now",
             "running",
             "protected",
             "parent of a run that stays",
@@ -145,7 +158,13 @@ async def test_only_what_was_deleted_long_enough_ago_goes(
     await connection.execute(
         "UPDATE runs SET deleted_at = now() WHERE run_id = $1", ids["deleted just now"]
     )
-    await connection.execute("UPDATE runs SET state = 1 WHERE run_id = $1", ids["running"])
+    await connection.execute(
+        "UPDATE runs SET ended_at = now() WHERE run_id = $1",
+        ids["deleted long ago, ended just now"],
+    )
+    await connection.execute(
+        "UPDATE runs SET state = 1, ended_at = NULL WHERE run_id = $1", ids["running"]
+    )
     await connection.execute(
         "INSERT INTO run_tags VALUES ($1, 0, 'headrace.protected', '')", ids["protected"]
     )
@@ -160,6 +179,20 @@ async def test_only_what_was_deleted_long_enough_ago_goes(
         assert not await PurgeStore(database).begin(run_id, grace_s=60)
     await delete(connection, child.run_id)
     assert (await purger(database).purge()).runs == 2  # first the nested one
+
+
+async def test_a_job_whose_run_was_deleted_has_the_whole_grace_period_from_its_end(
+    connection: asyncpg.Connection, database: Database
+) -> None:
+    run = await fill(connection)
+    await delete(connection, run.run_id, days=31)
+    days_30 = purger(database, grace_s=30 * 86_400)
+    ended = "UPDATE runs SET ended_at = now() - make_interval(days => $2) WHERE run_id = $1"
+    for days in (0, 29):
+        await connection.execute(ended, run.run_id, days)
+        assert await days_30.purge() == Purged()
+    await connection.execute(ended, run.run_id, 30)
+    assert (await days_30.purge()).runs == 1
 
 
 async def test_a_kill_between_batches_loses_no_place(
@@ -181,6 +214,53 @@ async def test_a_kill_between_batches_loses_no_place(
     assert (await purger(database).purge()).runs == 1
     after = await rows_of(connection, run.run_id)
     assert (after.pop("runs"), sum(after.values())) == (1, 0)
+
+
+async def test_who_waited_for_another_purge_does_not_end_it(
+    connection: asyncpg.Connection, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge_module, "_ROWS_MAX", 10)
+    run = await fill(connection, 150)  # 300 chunks
+    await delete(connection, run.run_id)
+    assert await PurgeStore(database).begin(run.run_id, grace_s=60)
+    async with asyncio.timeout(DEADLINE_S):
+        async with connection.transaction():
+            await connection.execute(load("purge")["delete_loose_chunks"], run.run_id, 10)
+            second = asyncio.create_task(purger(database).purge())
+            await eventually_async(lambda: waits_for_a_lock(database))
+        # The first one stops here. The second found its ten rows gone and left the rest to it.
+        assert (await second).runs == 0
+    assert (await rows_of(connection, run.run_id))["loose_chunks"] == 290
+    assert await PurgeStore(database).begun() == [run.run_id]
+    assert (await purger(database).purge()).runs == 1
+    after = await rows_of(connection, run.run_id)
+    assert (after.pop("runs"), sum(after.values())) == (1, 0)
+
+
+async def test_a_purge_ends_once_and_not_while_any_table_has_a_row(
+    connection: asyncpg.Connection, database: Database
+) -> None:
+    run = await fill(connection)
+    await delete(connection, run.run_id)
+    store = PurgeStore(database)
+    assert await store.begin(run.run_id, grace_s=60)
+    left = {table for table, count in (await rows_of(connection, run.run_id)).items() if count}
+    left.remove("runs")
+    assert len(left) >= 17
+    for table in left:
+        rolled_back = connection.transaction()
+        await rolled_back.start()
+        for other in left - {table}:
+            await connection.execute(f"DELETE FROM {other} WHERE run_id = $1", run.run_id)
+        assert await connection.fetchval(load("purge")["end"], run.run_id) is None, table
+        await rolled_back.rollback()
+    async for _ in store.remove(run.run_id):
+        assert await store.begun() == [run.run_id]
+    assert await asyncio.gather(*(store.end(run.run_id) for _ in range(2))) in (
+        [True, False],
+        [False, True],
+    )
+    assert await store.begun() == []
 
 
 async def test_two_purges_a_compactor_and_other_runs_keep_out_of_each_others_way(

@@ -3,10 +3,12 @@
 
 -- name: due
 -- $1 the grace period in seconds, $2 the tag that protects, $3 the experiment, NULL for all,
--- $4 at most so many, $5 runs that were tried already
+-- $4 at most so many, $5 runs that were tried already. The grace period begins when the run
+-- could first be purged: a run may have been deleted long before it ended.
 SELECT r.run_id
 FROM runs r
 WHERE r.purged_at IS NULL AND r.deleted_at <= now() - make_interval(secs => $1)
+    AND coalesce(r.ended_at, r.deleted_at) <= now() - make_interval(secs => $1)
     AND r.state <> 1 AND ($3::bigint IS NULL OR r.experiment_id = $3)
     AND r.run_id <> ALL ($5::uuid[])
     AND NOT EXISTS (SELECT FROM run_tags t WHERE t.run_id = r.run_id AND t.key = $2)
@@ -30,6 +32,7 @@ ORDER BY purge_started_at;
 SELECT true AS locked
 FROM runs r
 WHERE r.run_id = $1 AND r.purged_at IS NULL AND r.deleted_at <= now() - make_interval(secs => $2)
+    AND coalesce(r.ended_at, r.deleted_at) <= now() - make_interval(secs => $2)
     AND r.state <> 1
     AND NOT EXISTS (SELECT FROM run_tags t WHERE t.run_id = $1 AND t.key = $3)
     AND NOT EXISTS (
@@ -106,5 +109,31 @@ WHERE ctid = ANY (ARRAY(SELECT ctid FROM run_heartbeats WHERE run_id = $1 LIMIT 
 DELETE FROM series
 WHERE ctid = ANY (ARRAY(SELECT ctid FROM series WHERE run_id = $1 LIMIT $2));
 
+-- name: by_index
+-- For `end`: the statistics may still say that a scan of the table finds a row at once.
+SET LOCAL enable_seqscan = off;
+
 -- name: end
-UPDATE runs SET purge_started_at = NULL WHERE run_id = $1;
+-- Nothing while any table has a row of the run: two may purge it, and who waited for the other
+-- to delete rows counts too few of its own and goes on, whatever the other has yet to come to.
+-- A test compares the tables with those of the database.
+UPDATE runs SET purge_started_at = NULL
+WHERE run_id = $1 AND purge_started_at IS NOT NULL
+    AND NOT EXISTS (SELECT FROM artifacts WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM uploads WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM upload_parts WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM loose_chunks WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM merged_chunks WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM writer_summaries WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM late_marks WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM run_metrics WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM run_params WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM run_tags WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM run_summary WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM run_facts WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM run_datasets WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM run_notes WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM attempts WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM run_heartbeats WHERE run_id = $1)
+    AND NOT EXISTS (SELECT FROM series WHERE run_id = $1)
+RETURNING true;
