@@ -10,6 +10,7 @@ reaches the client as INTERNAL with an id to find in the log, nothing more.
 import asyncio
 import contextlib
 import inspect
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from gateway.domain.errors import HeadraceError, Reason, StoreUnavailableError
-from gateway.domain.identity import ANONYMOUS, set_identity
+from gateway.domain.identity import ANONYMOUS, Identity, set_identity
 from gateway.domain.limits import MESSAGE_BYTES_MAX
 from gateway.rpc.authentication import Authenticator
+from gateway.rpc.open_call import OpenCall
 from gateway.rpc.permissions import METHOD_PERMISSIONS, Permission, check_permission
 from gateway.rpc.status import status_of
 from gateway.rpc.workspaces import WorkspaceChoice
@@ -34,7 +36,21 @@ RECEIVE_BYTES_MAX: Final = 2 * MESSAGE_BYTES_MAX
 """Where gRPC itself cuts a message off, without an ErrorInfo. Above the
 contract's limit, so that the common mistake gets the clear error."""
 
+_METADATA_BYTES_MAX: Final = 16_384
+"""As HTTP/2 counts headers: names, values and 32 bytes each. gRPC grants so many too, but
+to each frame of a header block: a call that sends many would hold 6 MB before it is a call."""
+
 _REFUSAL_PATIENCE_S: Final = 0.2
+
+_REFUSALS: Final = frozenset(
+    {
+        Reason.UNAUTHENTICATED,
+        Reason.PERMISSION_DENIED,
+        Reason.WORKSPACE_NOT_FOUND,
+        Reason.WORKSPACE_ARCHIVED,
+    }
+)
+"""What a caller can be told who was let in before."""
 
 _Parse = Callable[[bytes], Any]
 
@@ -45,6 +61,7 @@ class _Call:
     permission: Permission
     authorization: str | None
     workspace: str | None
+    metadata_bytes: int
     streaming: bool
 
 
@@ -54,7 +71,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(
         self, authenticator: Authenticator, workspaces: WorkspaceChoice, *, recheck_s: float
     ) -> None:
-        """Prepare; `recheck_s` is how often an open stream's token is verified again."""
+        """Prepare; `recheck_s` is how often an open stream's caller is verified again."""
         self._authenticator = authenticator
         self._workspaces = workspaces
         self._recheck_s = recheck_s
@@ -76,6 +93,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             permission=permission,
             authorization=_text_of(metadata, "authorization"),
             workspace=_text_of(metadata, "headrace-workspace"),
+            metadata_bytes=sum(len(name) + len(value) + 32 for name, value in metadata),
             streaming=handler.request_streaming or handler.response_streaming,
         )
         return self._guard(handler, call)
@@ -96,8 +114,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     request = parse(request)
                 if not yields:
                     return await inner(request, context)
-                async for response in inner(request, context):
-                    await context.write(response)
+                await _write_all(inner(request, context), context)
             return None
 
         # gRPC would answer an unreadable unary request by itself, without an
@@ -114,21 +131,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     @contextlib.asynccontextmanager
     async def _guarded(self, call: _Call, context: Any) -> AsyncIterator[None]:
         code = "OK"
+        open_call = OpenCall()
         try:
-            identity = ANONYMOUS
-            if call.permission is not Permission.PUBLIC:
-                identity = await self._authenticator.identify(call.authorization)
-                if call.workspace is not None:
-                    identity = await self._workspaces.choose(
-                        identity, call.workspace, bound=self._authenticator.required
-                    )
-            check_permission(identity, call.permission, call.method)
-            set_identity(identity)
-            async with self._verified_again(call):
+            _check_metadata(call)
+            set_identity(await self._identified(call))
+            async with self._verified_again(call, open_call):
                 yield
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
+        except asyncio.CancelledError as cancelled:
+            failure = open_call.failed()
+            if failure is None:
+                code = "CANCELLED"
+                raise
+            # What the handler holds goes now: the abort below waits for as long as the reader
+            # reads nothing.
+            status = status_of(_known_error(failure, call))
+            _let_go(failure, cancelled)
+            code = status.code.name
+            try:
+                await context.abort(status.code, status.message, status.trailers)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:  # the reader went, and will never know why
+                raise cancelled from None
         except grpc.aio.AbortError:
             # Only the health service aborts by itself.
             code = _code_name(context.code())
@@ -139,42 +163,68 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await context.abort(status.code, status.message, status.trailers)
         finally:
             METRICS.calls.labels(call.method, code).inc()
+            open_call.close()
+
+    async def _identified(self, call: _Call) -> Identity:
+        """Return who calls, if they may.
+
+        Raises:
+            HeadraceError: one of _REFUSALS; STORE_UNAVAILABLE when it cannot be known.
+        """
+        identity = ANONYMOUS
+        if call.permission is not Permission.PUBLIC:
+            identity = await self._authenticator.identify(call.authorization)
+            if call.workspace is not None:
+                identity = await self._workspaces.choose(
+                    identity, call.workspace, bound=self._authenticator.required
+                )
+        check_permission(identity, call.permission, call.method)
+        return identity
 
     @contextlib.asynccontextmanager
-    async def _verified_again(self, call: _Call) -> AsyncIterator[None]:
-        """End an open stream when its token expires or is revoked."""
-        public = call.permission is Permission.PUBLIC
-        if not call.streaming or public or not self._authenticator.required:
+    async def _verified_again(self, call: _Call, open_call: OpenCall) -> AsyncIterator[None]:
+        """End an open stream when its token expires or is revoked, or its workspace is archived."""
+        # Without tokens and a named workspace it is `default`, which is never archived.
+        revocable = self._authenticator.required or call.workspace is not None
+        if not call.streaming or call.permission is Permission.PUBLIC or not revocable:
             yield
             return
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - within a coroutine there is one
-        refusal: HeadraceError | None = None
 
         async def verify() -> None:
-            nonlocal refusal
-            while refusal is None:
+            while open_call.failure is None:
                 await asyncio.sleep(self._recheck_s)
                 # While the database is away, nobody can be said to be revoked.
                 with contextlib.suppress(StoreUnavailableError):
                     try:
-                        await self._authenticator.identify(call.authorization)
+                        await self._identified(call)
                     except HeadraceError as error:
-                        if error.reason is not Reason.UNAUTHENTICATED:
+                        if error.reason not in _REFUSALS:
                             raise
-                        refusal = error
-                        task.cancel()
+                        open_call.fail(error)
 
         watcher = asyncio.create_task(verify())
         try:
             yield
-        except asyncio.CancelledError:
-            if refusal is None:
-                raise
-            task.uncancel()
-            raise refusal from None
         finally:
             watcher.cancel()
+
+
+async def _write_all(responses: Any, context: Any) -> None:
+    async with contextlib.aclosing(responses):
+        async for response in responses:
+            await context.write(response)
+
+
+def _check_metadata(call: _Call) -> None:
+    if call.metadata_bytes > _METADATA_BYTES_MAX:
+        raise HeadraceError(
+            Reason.LIMIT_EXCEEDED,
+            f"the call's metadata has {call.metadata_bytes} bytes; the limit is"
+            f" {_METADATA_BYTES_MAX}",
+            field="metadata",
+            value=call.metadata_bytes,
+            limit=_METADATA_BYTES_MAX,
+        )
 
 
 def _text_of(metadata: Any, name: str) -> str | None:
@@ -205,6 +255,22 @@ def _bounded(parse: _Parse | None) -> _Parse:
         return raw if parse is None else parse(raw)
 
     return parse_bounded
+
+
+def _let_go(*errors: BaseException) -> None:
+    """Let go of what the frames hold that errors, and those behind them, have passed."""
+    pending: list[BaseException | None] = [*errors]
+    seen: list[BaseException] = []
+    while pending:
+        error = pending.pop()
+        if error is None or any(error is other for other in seen):
+            continue
+        seen.append(error)
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        pending += (error.__context__, error.__cause__)
+        if isinstance(error, BaseExceptionGroup):
+            pending += error.exceptions
 
 
 def _known_error(error: BaseException, call: _Call) -> HeadraceError:

@@ -7,7 +7,11 @@ very bytes of the array. A test holds the bytes equal to the generated class's.
 
 A read runs in a task of its own and hands messages over through a queue of
 four (3 MiB), so that the lifetime of its snapshot does not depend on when gRPC
-asks for the next message, or whether it ever does.
+asks for the next message, or whether it ever does. Nor does its end: a read that
+fails, or whose reader takes no message for 30 s, gives up the queue and its call.
+What gRPC has taken of it, one message in two copies (1.5 MiB), stays until the
+reader reads on or goes; `open_max` bounds how many such there are (384 MiB). A
+following read may pause for longer; `followers_max` bounds those.
 """
 
 import asyncio
@@ -17,7 +21,7 @@ import contextlib
 import hashlib
 import struct
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -36,10 +40,12 @@ from gateway.domain.limits import (
 from gateway.domain.policies import RankAggregation, StepPolicy
 from gateway.domain.reads import ReadQuery, SeriesPart
 from gateway.rpc import fields
+from gateway.rpc.open_call import OpenCall, current_call
 from gateway.store.reading import MetricReading
 from gateway.store.summaries import SeriesQuery, SeriesSummary
 
 _QUEUE_MESSAGES: Final = 4
+_PATIENCE_S: Final = 30.0
 _PAGE_SIZE: Final = 1_000
 _PAGE_SIZE_MAX: Final = 10_000
 _MAX_POINTS_MIN: Final = 4
@@ -51,8 +57,11 @@ _RANK: Final = struct.Struct("<i")
 class MetricReadService:
     """ReadMetrics and ListSeries."""
 
-    def __init__(self, reading: MetricReading) -> None:
+    def __init__(self, reading: MetricReading, *, open_max: int = 256) -> None:
+        """Prepare; `open_max` bounds reads that do not follow, until gRPC lets go of them."""
         self._reading = reading
+        self._open_max = open_max
+        self._open = 0
 
     async def read_metrics(
         self, request: pb.ReadMetricsRequest, _context: object
@@ -60,9 +69,13 @@ class MetricReadService:
         """Yield serialized ReadMetricsResponse messages; see the contract.
 
         Raises:
-            HeadraceError: see `read_query` and `MetricReading.read`.
+            HeadraceError: see `read_query` and `MetricReading.read`; OVERLOADED when
+                too many are open, or the reader takes nothing.
         """
         query = read_query(request, workspace_id=current_identity().workspace_id)
+        call = current_call()
+        if call is not None and not query.follow:
+            self._admit(call)
         messages: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUE_MESSAGES)
 
         async def emit(part: SeriesPart | None) -> None:
@@ -75,20 +88,42 @@ class MetricReadService:
         async def produce() -> None:
             try:
                 await self._reading.read(query, emit)
-            except Exception:
-                await messages.put(None)
+            except Exception as error:
+                while not messages.empty():
+                    messages.get_nowait()
+                messages.put_nowait(None)
+                if writing and call is not None:
+                    call.fail(error)
                 raise
             await messages.put(None)
 
+        writing = False
         producer = asyncio.create_task(produce())
         try:
             while (message := await messages.get()) is not None:
-                yield message
+                writing = True
+                with _patience(None if query.follow else call):
+                    yield message
+                writing = False
             await producer
         finally:
             producer.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await producer
+
+    def _admit(self, call: OpenCall) -> None:
+        if self._open >= self._open_max:
+            raise HeadraceError(
+                Reason.OVERLOADED,
+                f"{self._open} reads are open at this gateway, as many as may be",
+                limit=self._open_max,
+                retry_after_ms=1_000,
+            )
+        self._open += 1
+        call.at_end(self._leave)
+
+    def _leave(self) -> None:
+        self._open -= 1
 
     async def list_series(
         self, request: pb.ListSeriesRequest, _context: object
@@ -104,6 +139,24 @@ class MetricReadService:
         return pb.ListSeriesResponse(
             series=[_series(summary) for summary in page.series], next_page_token=token
         )
+
+
+@contextlib.contextmanager
+def _patience(call: OpenCall | None) -> Iterator[None]:
+    """End a call whose reader does not take a message in time."""
+    if call is None:
+        yield
+        return
+    error = HeadraceError(
+        Reason.OVERLOADED,
+        f"the reader took no message for {_PATIENCE_S:.0f} s; read again and take them sooner",
+        limit=_PATIENCE_S,
+    )
+    timer = asyncio.get_running_loop().call_later(_PATIENCE_S, call.fail, error)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def read_query(request: pb.ReadMetricsRequest, *, workspace_id: int) -> ReadQuery:

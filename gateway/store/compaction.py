@@ -73,10 +73,17 @@ class CompactionStore:
         return [row["run_id"] for row in rows]
 
     async def settle(self, run_id: UUID, *, idle_s: float) -> Settled | None:
-        """Look at a run's writers; None when another compactor does, or did since."""
+        """Look at a run's writers.
+
+        None when another compactor does, or did since; or while a follower reads a
+        snapshot (`Follower.hold_place`): what was committed after that must stay loose.
+        A snapshot ends after 15 minutes, or when its reader takes nothing for 8 seconds.
+        """
         async with self._database.query() as connection, connection.transaction():
             run = await connection.fetchrow(_SQL["lock_to_settle"], run_id, idle_s)
             if run is None:
+                return None
+            if not await connection.fetchval(_SQL["no_place_held"], run_id):
                 return None
             await connection.execute(_SQL["settle_run"], run_id)
             moved = await connection.fetchval(_SQL["settle_writers"], run_id)

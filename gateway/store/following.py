@@ -14,7 +14,10 @@ searched from its beginning.
 
 Compaction merges chunks, and a merged chunk is new to nobody. It says with each
 writer how far it has come (compacted_sequence): a follower that is not as far has
-lost its place, and is told so.
+lost its place, and is told so. While it reads a snapshot, which may take minutes, it
+does not fall behind: `hold_place` keeps compaction from going further. After that it
+has the time between two looks of the compactor, `compaction_idle_s`, to look for
+itself.
 
 Memory: 24 bytes for each (writer, followed series).
 """
@@ -85,6 +88,14 @@ class Follower:
         """Return whether any writer of the run has committed since; one row, cheap."""
         row = await connection.fetchrow(_SQL["watermark_sum"], self._run_id)
         return (row["writers"], row["committed"]) != self._sum
+
+    async def hold_place(self, connection: asyncpg.Connection) -> None:
+        """Keep what is committed from now on from being merged until the transaction ends.
+
+        One look of the compactor may be under way, and is waited for. It frees what was
+        committed at the look before, which this transaction sees.
+        """
+        await connection.execute(_SQL["hold_place"], self._run_id)
 
     async def advance(self, connection: asyncpg.Connection) -> list[News]:
         """Move the cursor to the connection's snapshot; return what lies between.

@@ -2,10 +2,13 @@
 
 The connection budget: a snapshot holds one query connection, and at most
 `reads_max` are held at a time, so that readers cannot take the connections of
-everything else. A reader that takes no part for 8 seconds while a snapshot is
+everything else. A reader that takes no message for 8 seconds while a snapshot is
 held for it is sent away. Between looks for new points a following read holds
 nothing; a look is one small query, every `poll_min_ms` while points come and
-up to `poll_max_ms` when none do.
+up to `poll_max_ms` when none do. News that finds no connection waits.
+
+While a snapshot is held for a following read, compaction of its run goes no
+further (`Follower.hold_place`).
 
 What it never does: write.
 """
@@ -21,16 +24,26 @@ from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.reads import Emit, ReadQuery, SeriesPart
 from gateway.store.connections import Database
 from gateway.store.following import Follower
+from gateway.store.queries import load
 from gateway.store.run_rules import read_run
 from gateway.store.snapshot import SnapshotRead, give
 from gateway.store.summaries import SeriesPage, SeriesQuery, list_series
 
+_SQL: Final = load("reading")
 _SNAPSHOT_S: Final = 900.0
-"""The longest a snapshot may be held: it keeps vacuum from cleaning up."""
+"""The longest a snapshot may be held: it keeps vacuum from cleaning up. So long PostgreSQL waits
+for a slow reader, and for a gateway that vanished with its machine: it cannot tell them apart."""
 _TURN_S: Final = 10.0
 _HELD_POINTS_MAX: Final = 262_144
 """New points that are kept in memory (8 MiB) until the connection is given back; more are passed
 on while it is held."""
+
+
+class _NoTurnError(HeadraceError):
+    """As many snapshots are held as may be, and none was given back in time."""
+
+    def __init__(self) -> None:
+        super().__init__(Reason.OVERLOADED, "too many reads at a time", retry_after_ms=1_000)
 
 
 class MetricReading:
@@ -98,6 +111,7 @@ class MetricReading:
         try:
             follower = Follower(query)
             async with self._snapshot() as connection:
+                await follower.hold_place(connection)
                 await SnapshotRead(connection, query, emit).run()
                 await follower.advance(connection)
             await emit(None)
@@ -108,7 +122,9 @@ class MetricReading:
                     news = await follower.anything_new(connection)
                 pause_s = self._poll_min_s if news else min(1.5 * pause_s, self._poll_max_s)
                 if news:
-                    await self._pass_on_news(follower, query, emit)
+                    # While others read it asks again; its place stays the same.
+                    with contextlib.suppress(_NoTurnError):
+                        await self._pass_on_news(follower, query, emit)
         finally:
             self.followers -= 1
 
@@ -119,6 +135,8 @@ class MetricReading:
             await read_run(connection, query.run_id, workspace_id=query.workspace_id)
             news = await follower.advance(connection)
             hold = sum(item.point_count for item in news) <= _HELD_POINTS_MAX
+            if not hold:
+                await follower.hold_place(connection)
 
             async def take(part: SeriesPart) -> None:
                 if hold:
@@ -137,14 +155,13 @@ class MetricReading:
             async with asyncio.timeout(_TURN_S):
                 await self._turns.acquire()
         except TimeoutError:
-            raise HeadraceError(
-                Reason.OVERLOADED, "too many reads at a time", retry_after_ms=1_000
-            ) from None
+            raise _NoTurnError from None
         try:
             async with (
                 self._database.query(timeout_s=_SNAPSHOT_S) as connection,
                 connection.transaction(isolation="repeatable_read", readonly=True),
             ):
+                await connection.execute(_SQL["take_time"], f"{_SNAPSHOT_S:.0f}s")
                 yield connection
         finally:
             self._turns.release()

@@ -11,7 +11,7 @@ possible; see `outlines`. The outcome is the same.
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Final
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gateway.domain.downsampling import M4Reducer
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.domain.limits import STEP_MAX, STEP_MIN
+from gateway.domain.limits import READ_POINTS_PER_MESSAGE_MAX, STEP_MAX, STEP_MIN
 from gateway.domain.policies import (
     AGGREGATE_RANK,
     Points,
@@ -41,8 +41,9 @@ _KEYS_PER_QUERY: Final = 1_000
 _OUTLINED_CHUNKS_MIN: Final = 64  # below it, opening all is as fast as choosing
 _OUTLINED_CHUNKS_MAX: Final = 1_000_000  # an outline has 74 bytes
 _STALL_S: Final = 8.0
-"""How long a reader may take no part while a snapshot is held for it. Below the 10 s after which
-the kernel of PostgreSQL gives up on a peer that reads nothing (tcp_user_timeout)."""
+"""How long a reader may take no message while a snapshot is held for it: 768 KiB in 8 s, as a line
+of 1 Mbit/s does. A page may have many, and PostgreSQL waits for them all: `MetricReading` tells it
+to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +78,22 @@ Extents = dict[tuple[int, int], Extent]
 
 
 async def give(emit: Emit, part: SeriesPart) -> None:
-    """Emit a part while a snapshot is held for it.
+    """Emit a part while a snapshot is held for it, a message at a time.
 
     Raises:
-        HeadraceError: OVERLOADED when the reader does not take it in time.
+        HeadraceError: OVERLOADED when the reader does not take a message in time.
     """
-    try:
-        async with asyncio.timeout(_STALL_S):
-            await emit(part)
-    except TimeoutError:
-        raise HeadraceError(
-            Reason.OVERLOADED,
-            f"the reader took nothing for {_STALL_S:.0f} s; take parts sooner or read less",
-            limit=_STALL_S,
-        ) from None
+    for first in range(0, len(part.points), READ_POINTS_PER_MESSAGE_MAX):
+        points = part.points.take(slice(first, first + READ_POINTS_PER_MESSAGE_MAX))
+        try:
+            async with asyncio.timeout(_STALL_S):
+                await emit(replace(part, points=points))
+        except TimeoutError:
+            raise HeadraceError(
+                Reason.OVERLOADED,
+                f"the reader took nothing for {_STALL_S:.0f} s; take messages sooner or read less",
+                limit=_STALL_S,
+            ) from None
 
 
 class SnapshotRead:

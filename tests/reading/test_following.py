@@ -11,6 +11,8 @@ import pytest
 from headrace.v1 import metric_service_pb2 as pb
 
 from gateway.domain.errors import HeadraceError, Reason
+from gateway.domain.reads import ReadQuery, SeriesPart
+from gateway.store import reading as reading_module
 from gateway.store.connections import Database
 from gateway.store.reading import MetricReading
 from tests.reading.naive import Row
@@ -127,6 +129,37 @@ async def test_an_idle_follower_holds_no_connection(
         await follower.stop()
     assert reading.followers == 0
     await database.close()
+
+
+async def test_a_follower_waits_while_others_hold_every_snapshot(
+    connection: asyncpg.Connection, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading_module, "_TURN_S", 0.1)
+    reading = MetricReading(database, reads_max=1, poll_min_ms=5, poll_max_ms=20)
+    run = await StoredRun.create(connection)
+    writer = await run.writer()
+    follower = Collector(reading, run.run_id)
+    await asyncio.wait_for(follower.caught_up.wait(), DEADLINE_S)
+    await run.commit(writer, [("loss", 1, 1, 1.0)])
+    await follower.until(1)
+
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_part: SeriesPart | None) -> None:
+        held.set()
+        await go_on.wait()
+
+    query = ReadQuery(workspace_id=0, run_id=run.run_id)
+    other = asyncio.create_task(reading.read(query, hold))
+    await asyncio.wait_for(held.wait(), DEADLINE_S)
+    await run.commit(writer, [("loss", 2, 2, 2.0)])
+    ended, _ = await asyncio.wait([follower.task], timeout=0.5)  # several turns
+    assert not ended
+    assert len(follower.rows) == 1
+    go_on.set()
+    await other
+    await follower.until(2)
+    await follower.stop()
 
 
 async def test_more_followers_than_allowed_are_refused_with_a_reason(

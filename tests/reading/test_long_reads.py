@@ -10,7 +10,8 @@ import pytest
 from headrace.v1 import metric_service_pb2 as pb
 
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.store import snapshot
+from gateway.domain.reads import ReadQuery, SeriesPart
+from gateway.store import connections, snapshot
 from gateway.store.connections import Database
 from gateway.store.reading import MetricReading
 from tests.reading.reads import read_metrics, stream
@@ -121,6 +122,68 @@ async def test_a_reader_that_takes_nothing_is_sent_away_and_its_connection_is_fr
             pass
     assert refused.value.reason is Reason.OVERLOADED
     await database.close()
+
+
+@pytest.mark.parametrize("max_points", [0, 599_999])
+async def test_a_reader_that_is_slow_but_steady_reads_to_the_end(
+    max_points: int,
+    connection: asyncpg.Connection,
+    reading: MetricReading,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each message comes in time, though a page has many, and what is down-sampled is one part."""
+    monkeypatch.setattr(snapshot, "_STALL_S", 0.5)
+    run, values = await a_long_run(connection, 600_000)
+    points = 0
+    async for message in stream(reading, run.run_id, max_points=max_points):
+        step = np.asarray(message.columns.step)
+        assert (np.asarray(message.columns.value) == values[step]).all()
+        points += len(step)
+        await asyncio.sleep(0.2)  # the pace of a slow line
+    assert points == 600_000 if max_points == 0 else 0.5 < points / 600_000 <= 1
+
+
+@pytest.mark.parametrize("setting", ["tcp_user_timeout", "idle_in_transaction_session_timeout"])
+async def test_postgresql_waits_for_a_slow_reader(
+    setting: str,
+    connection: asyncpg.Connection,
+    database_dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A page of a thousand parts takes a slow reader longer than PostgreSQL waits for others."""
+    monkeypatch.setitem(connections._SESSION_SETTINGS, setting, "1s")
+    run = await StoredRun.create(connection)
+    writer = await run.writer()
+    await run.commit(writer, [("a", 0, 0, 0.0), ("b", 0, 0, 0.0)])
+    chunks = 25_000  # 40 MB, more than the buffers of both sockets
+    await connection.execute(
+        "INSERT INTO loose_chunks SELECT $1, $2, $3, 2, 128 * n, 128 * n + 127, 0, 0, 0, 1,"
+        " NULL, $4, $5 FROM generate_series(1, $6) n",
+        *(run.run_id, run.series["a", 0], writer.writer_no),
+        *(packed("i", [0] * 128), packed("d", [0.0] * 128), chunks),
+    )
+    database = await Database.connect(database_dsn, ingest_connections=0, query_connections=1)
+    points = 0
+
+    async def take(part: SeriesPart | None) -> None:
+        nonlocal points
+        assert part is not None
+        if not points or part.key == "b":  # the first page of many, and the last part of the last
+            await asyncio.sleep(3)
+        points += len(part.points)
+
+    async def patience() -> str:
+        async with database.query() as other:
+            return str(await other.fetchval("SELECT current_setting($1)", setting))
+
+    try:
+        query = ReadQuery(workspace_id=0, run_id=run.run_id)
+        before = await patience()
+        await MetricReading(database, reads_max=1).read(query, take)
+        assert await patience() == before
+    finally:
+        await database.close()
+    assert points == 128 * chunks + 2
 
 
 async def test_a_read_sees_one_snapshot_while_points_are_committed(

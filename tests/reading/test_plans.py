@@ -34,17 +34,24 @@ async def run(connection: asyncpg.Connection) -> StoredRun:
     return run
 
 
-def scans(node: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (kind of scan, table) of a plan."""
-    found = [(node["Node Type"], node["Relation Name"])] if "Relation Name" in node else []
-    return found + [item for child in node.get("Plans", []) for item in scans(child)]
+def nodes(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return all nodes of a plan."""
+    return [node, *(found for child in node.get("Plans", []) for found in nodes(child))]
+
+
+async def explain(
+    connection: asyncpg.Connection, query: str, *arguments: object, options: str = ""
+) -> list[dict[str, Any]]:
+    text = await connection.fetchval(f"EXPLAIN (FORMAT JSON {options}) {query}", *arguments)
+    return nodes(json.loads(text)[0]["Plan"])
 
 
 async def plan(
     connection: asyncpg.Connection, query: str, *arguments: object
 ) -> list[tuple[str, str]]:
-    text = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {query}", *arguments)
-    return scans(json.loads(text)[0]["Plan"])
+    """Return (kind of scan, table) of a plan."""
+    found = await explain(connection, query, *arguments)
+    return [(node["Node Type"], node["Relation Name"]) for node in found if "Relation Name" in node]
 
 
 def assert_by_index(found: list[tuple[str, str]], *tables: str) -> None:
@@ -101,6 +108,46 @@ async def test_every_query_of_a_read_finds_its_chunks_by_index(
         found = await plan(connection, _SQL[name].rstrip(";"), *values)
         merged = () if name == "chunks_since" else ("merged_chunks",)
         assert_by_index(found, "loose_chunks", *merged)
+
+
+@pytest.mark.parametrize("name", ["chunks_by_series", "chunks_by_group", "chunk_outlines"])
+async def test_the_newest_steps_are_found_without_fetching_the_older_chunks(
+    name: str, connection: asyncpg.Connection, run: StoredRun
+) -> None:
+    ids, bounds = list(run.series.values()), (197, STEP_MAX)  # of 200 steps
+    arguments: dict[str, tuple[object, ...]] = {
+        "chunks_by_series": (run.run_id, ids, [0, 1, 2], [0] * 3, *bounds),
+        "chunks_by_group": (run.run_id, ids, [0, 1, 2], [0] * 3, *bounds, True),
+        "chunk_outlines": (run.run_id, ids[0], *bounds),
+    }
+    query = _SQL[name].rstrip(";")
+    found = await explain(connection, query, *arguments[name], options=", ANALYZE")
+    chunks = [node for node in found if node.get("Relation Name", "").endswith("_chunks")]
+    assert {node["Relation Name"] for node in chunks} == {"loose_chunks", "merged_chunks"}
+    for node in chunks:
+        assert not node.get("Rows Removed by Filter"), node
+        assert node["Actual Rows"] <= 1, node  # a loop: 196 to 197 and 198 to 199
+    series = 1 if name == "chunk_outlines" else 3
+    assert found[0]["Actual Rows"] * found[0]["Actual Loops"] == 2 * series
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_chunks_are_sorted_a_group_at_a_time_and_in_memory(
+    apart: bool, connection: asyncpg.Connection, run: StoredRun
+) -> None:
+    """Whatever a page holds: all its chunks at once would go by the database's disk."""
+    writer = await run.writer(attempt=2)
+    keys = [f"k{number:02}" for number in range(60)]
+    points = [(key, step, step, 1.0) for key in keys for step in range(20 * 100)]
+    await run.commit(writer, points)  # 30 kB a key, 1.8 MB in all
+    await connection.execute("ANALYZE")
+    await connection.execute("SET work_mem = '256kB'")
+    ids = [run.series[key, 0] for key in keys]
+    arguments = (run.run_id, ids, [n // 2 for n in range(60)], [0] * 60, STEP_MIN, STEP_MAX, apart)
+    query = _SQL["chunks_by_group"].rstrip(";")
+    found = await explain(connection, query, *arguments, options=", ANALYZE, BUFFERS")
+    assert found[0]["Actual Rows"] == 60 * 20
+    assert found[0]["Temp Written Blocks"] == 0
 
 
 async def test_compaction_takes_chunks_out_by_their_places(

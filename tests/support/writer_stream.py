@@ -114,10 +114,11 @@ class WriterStream:
         answers: every response, in order.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._call = StreamCall[wire.WriteMetricsResponse](
-            channel.stream_stream(WRITE, None, wire.WriteMetricsResponse.FromString)()
-        )
+    def __init__(
+        self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...] | None = None
+    ) -> None:
+        method: Any = channel.stream_stream(WRITE, None, wire.WriteMetricsResponse.FromString)
+        self._call = StreamCall[wire.WriteMetricsResponse](method(metadata=metadata))
         self._failure: Failure | None = None
         self.committed = -1
         self.over = False
@@ -180,9 +181,13 @@ class WriterStream:
 
 
 @contextlib.asynccontextmanager
-async def connected(address: str) -> AsyncIterator[grpc.aio.Channel]:
+async def connected(
+    address: str, *options: tuple[str, int], compression: grpc.Compression | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
     """Yield a channel with a connection of its own."""
-    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(
+        address, options=(*OPTIONS, *options), compression=compression
+    ) as channel:
         yield channel
 
 

@@ -16,13 +16,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from gateway.domain.compaction import GOING_ON_POINTS_MIN
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.policies import RankAggregation
+from gateway.domain.reads import ReadQuery, SeriesPart
 from gateway.ingest.merge import merge
+from gateway.store import reading as reading_module
+from gateway.store import snapshot
 from gateway.store.compaction import CompactionStore
 from gateway.store.connections import Database
 from gateway.store.reading import MetricReading
 from tests.reading.histories import Script, scripts, store
 from tests.reading.reads import read_metrics, stream
 from tests.support.chunks import StoredRun
+from tests.support.waiting import eventually_async
 from tests.upkeep.compaction import (
     chunk_lengths,
     compact,
@@ -260,6 +264,93 @@ async def test_a_follower_that_was_stalled_past_a_merge_is_told(
         await asyncio.wait_for(exhaust(), DEADLINE_S)
     assert refused.value.reason is Reason.FOLLOWER_LAGGED
     await messages.aclose()
+
+
+class SlowFollower:
+    """Follows a run; of what it is given, it takes the part with a certain step when told to."""
+
+    def __init__(self, reading: MetricReading, run_id: UUID, *, slow_at_step: int) -> None:
+        self.steps: list[int] = []
+        self.caught_up = asyncio.Event()
+        self.slow = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self._slow_at_step = slow_at_step
+        query = ReadQuery(workspace_id=0, run_id=run_id, follow=True)
+        self.task = asyncio.create_task(reading.read(query, self._take))
+
+    async def _take(self, part: SeriesPart | None) -> None:
+        if part is None:
+            self.caught_up.set()
+            return
+        self.steps += part.points.step.tolist()
+        if self._slow_at_step in self.steps and not self.slow.is_set():
+            self.slow.set()
+            await self.go_on.wait()
+
+    async def until(self, happened: asyncio.Event) -> None:
+        waiting = asyncio.create_task(happened.wait())
+        await asyncio.wait([waiting, self.task], timeout=DEADLINE_S, return_when="FIRST_COMPLETED")
+        waiting.cancel()
+        assert happened.is_set(), self.task
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+@pytest.mark.parametrize("slow_in", ["the snapshot", "news"])
+async def test_a_follower_that_is_slow_but_steady_loses_no_place_to_merges(
+    slow_in: str,
+    connection: asyncpg.Connection,
+    database: Database,
+    reading: MetricReading,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        reading_module, "_HELD_POINTS_MAX", 0
+    )  # passed on while the snapshot is held
+    run = await StoredRun.create(connection)
+    await make_live(connection, run.run_id)
+    writer = await run.writer()
+    await run.commit(writer, [("a", 0, 0, 0.0)])
+    follower = SlowFollower(reading, run.run_id, slow_at_step=0 if slow_in == "the snapshot" else 1)
+    if slow_in == "news":
+        await follower.until(follower.caught_up)
+        await run.commit(writer, [("a", 1, 1, 0.0)])
+    await follower.until(follower.slow)
+    for step in range(2, 2 + 2 * GOING_ON_POINTS_MIN):
+        await run.commit(writer, [("a", step, step, 0.0)])
+        if step % GOING_ON_POINTS_MIN == 0:
+            assert (await compact(database)).chunks_before == 0
+    follower.go_on.set()
+    await eventually_async(lambda: follower.task.done() or step in follower.steps)
+    await follower.stop()
+    assert sorted(follower.steps) == [
+        *range(1 if slow_in == "the snapshot" else 2),
+        *range(2, step + 1),
+    ]
+    assert (await compact(database)).chunks_before > 0  # and what was put off is done
+
+
+async def test_a_follower_that_takes_nothing_does_not_put_merges_off_for_long(
+    connection: asyncpg.Connection,
+    database: Database,
+    reading: MetricReading,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(snapshot, "_STALL_S", 0.3)
+    run = await StoredRun.create(connection)
+    await make_live(connection, run.run_id)
+    writer = await run.writer()
+    await run.commit(writer, [("a", 0, 0, 0.0)])
+    store = CompactionStore(database)
+    follower = SlowFollower(reading, run.run_id, slow_at_step=0)
+    await follower.until(follower.slow)
+    assert await store.settle(run.run_id, idle_s=0) is None
+    with pytest.raises(HeadraceError) as refused:
+        await asyncio.wait_for(follower.task, DEADLINE_S)
+    assert refused.value.reason is Reason.OVERLOADED
+    assert await store.settle(run.run_id, idle_s=0) is not None
 
 
 async def test_writers_readers_followers_and_two_compactors_at_once(

@@ -31,6 +31,10 @@ WHERE run_id = $1 AND purged_at IS NULL AND purge_started_at IS NULL
     AND settled_at < now() - make_interval(secs => $2)
 FOR NO KEY UPDATE SKIP LOCKED;
 
+-- name: no_place_held
+-- False while a follower reads a snapshot, of which it will go on: hold_place in reading.sql.
+SELECT pg_try_advisory_xact_lock(hashtextextended('headrace: followers of ' || ($1::uuid)::text, 0));
+
 -- name: settle_run
 UPDATE runs SET settled_at = now() WHERE run_id = $1;
 
