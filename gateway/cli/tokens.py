@@ -22,6 +22,7 @@ from gateway.cli.options import (
     settings_of,
 )
 from gateway.config import SettingsError
+from gateway.domain.experiments import WORKSPACE_NAME, WORKSPACE_NAME_RULE
 from gateway.store import migrate as migrations
 from gateway.store.tokens import TokenStore
 
@@ -56,6 +57,8 @@ def token_create(
     headrace-gateway token create dashboard --read-only --workspace vision --json
     """
     lifetime_s = _lifetime_s(expires_in)
+    if not WORKSPACE_NAME.fullmatch(workspace):  # nothing else would take the name
+        raise SettingsError([f"--workspace {workspace}: expected {WORKSPACE_NAME_RULE}"])
 
     async def create(store: TokenStore) -> tuple[int, str]:
         return await store.create(

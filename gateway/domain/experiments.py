@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Final
 
 DEFAULT_EXPERIMENT: Final = "Default"
-DEFAULT_EXPERIMENT_ID: Final = 0
 DEFAULT_WORKSPACE: Final = "default"
 WORKSPACE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+WORKSPACE_NAME_RULE: Final = "1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit"
 TAGS_MAX: Final = 100
 """Tags set or deleted by one call; MLflow's limit."""
 

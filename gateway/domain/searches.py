@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, IntEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from gateway.domain.filters.syntax import Expression, OrderTerm
+
+PAGE_BYTES_MAX: Final = 1_048_576
+"""Bytes of runs in a page, unless one run alone is larger: a quarter of what a gRPC client
+receives by default."""
 
 CursorValue: TypeAlias = str | int | float | datetime | UUID | None
 
@@ -41,7 +45,10 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSearch:
-    """What SearchRuns asks for. No experiment at all means the whole workspace."""
+    """What SearchRuns asks for. No experiment at all means the whole workspace.
+
+    A page ends after `limit` runs, or before the run with which it exceeds `bytes_max`.
+    """
 
     workspace_id: int
     experiment_ids: tuple[int, ...] = ()
@@ -50,6 +57,7 @@ class RunSearch:
     order: tuple[OrderTerm, ...] = ()
     visibility: Visibility = Visibility.ACTIVE
     limit: int = 100
+    bytes_max: int = PAGE_BYTES_MAX
     after: Cursor | None = None
     include_data: bool = False
 

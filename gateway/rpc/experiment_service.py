@@ -9,12 +9,7 @@ from headrace.v1 import run_service_pb2
 
 from gateway.domain import metadata
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.domain.experiments import (
-    DEFAULT_EXPERIMENT,
-    DEFAULT_EXPERIMENT_ID,
-    TAGS_MAX,
-    Experiment,
-)
+from gateway.domain.experiments import TAGS_MAX, Experiment
 from gateway.domain.filters.parsing import parse_filter, parse_order
 from gateway.domain.identity import current_identity
 from gateway.domain.metadata import TEXT_CHARACTERS_MAX
@@ -108,7 +103,6 @@ class ExperimentService(pb_grpc.ExperimentServiceServicer):
         name = description = None
         if "name" in paths:
             name = fields.required_name(request.experiment.name, field="experiment.name")
-            _refuse_default(request.experiment_id, "renamed")
         if "description" in paths:
             description = fields.text(
                 request.experiment.description,
@@ -142,7 +136,6 @@ class ExperimentService(pb_grpc.ExperimentServiceServicer):
         self, request: pb.DeleteExperimentRequest, context: Any
     ) -> pb.DeleteExperimentResponse:
         """Hide an experiment."""
-        _refuse_default(request.experiment_id, "deleted")
         experiment = await self._experiments.delete(
             current_identity().workspace_id, request.experiment_id
         )
@@ -156,16 +149,6 @@ class ExperimentService(pb_grpc.ExperimentServiceServicer):
             current_identity().workspace_id, request.experiment_id
         )
         return pb.RestoreExperimentResponse(experiment=_experiment_message(experiment))
-
-
-def _refuse_default(experiment_id: int, verb: str) -> None:
-    if experiment_id == DEFAULT_EXPERIMENT_ID:
-        raise HeadraceError(
-            Reason.FIELD_INVALID,
-            f"the experiment {DEFAULT_EXPERIMENT!r} cannot be {verb}",
-            field="experiment_id",
-            value=experiment_id,
-        )
 
 
 def _tags(messages: Iterable[run_service_pb2.Tag]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.v1 import run_service_pb2 as pb
 
 from gateway.domain.errors import HeadraceError, Reason
+from gateway.domain.limits import MESSAGE_BYTES_MAX
 from gateway.domain.metadata import (
     ENTRIES_MAX,
     DatasetInput,
@@ -135,6 +136,18 @@ def run_message(run: Run) -> pb.Run:
             for attempt in run.attempts
         ],
     )
+
+
+def changed_run_message(run: Run) -> pb.Run:
+    """Return a run as the answer to a change of it shows it: of bounded size, for an answer
+    that the client cannot receive says nothing of the change, and is asked for again for ever.
+    """
+    message = run_message(run)
+    for field in ("params", "tags", "summary", "facts"):
+        if message.ByteSize() <= MESSAGE_BYTES_MAX:
+            break
+        message.ClearField(field)
+    return message
 
 
 def tag_messages(tags: Iterable[tuple[str, str]]) -> list[pb.Tag]:

@@ -84,7 +84,8 @@ def check_permission(identity: Identity, permission: Permission, method: str) ->
     if permission is Permission.ADMINISTER and not identity.can_administer:
         raise HeadraceError(
             Reason.PERMISSION_DENIED,
-            f"{method} is for administrators: use `headrace-gateway workspace`",
+            f"{method} is for administrators, which no token is;"
+            " `headrace-gateway token create --workspace NAME` makes a workspace",
             method=method,
         )
     if permission is Permission.WRITE and identity.archived:

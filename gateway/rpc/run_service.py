@@ -14,7 +14,7 @@ from gateway.domain.metadata import PARAM_CHARACTERS_MAX, TEXT_CHARACTERS_MAX
 from gateway.domain.runs import END_STATES, NewRun, RunOrigin, RunState, readable_name
 from gateway.domain.searches import RunSearch, Visibility
 from gateway.rpc import fields, page_tokens
-from gateway.rpc.metadata import entries, run_message, time_of
+from gateway.rpc.metadata import changed_run_message, entries, run_message, time_of
 from gateway.store.runs import RunStore
 from gateway.store.search import RUN_ATTRIBUTES, SearchStore
 
@@ -71,7 +71,7 @@ class RunService(pb_grpc.RunServiceServicer):
                 entries=entries(request.entries, field="entries"),
             )
         )
-        return pb.CreateRunResponse(run=run_message(run), created=created)
+        return pb.CreateRunResponse(run=changed_run_message(run), created=created)
 
     async def GetRun(  # noqa: N802
         self, request: pb.GetRunRequest, context: Any
@@ -112,7 +112,7 @@ class RunService(pb_grpc.RunServiceServicer):
             state=RunState(state),
             ended_at=ended_at,
         )
-        return pb.FinishRunResponse(run=run_message(run), applied=applied)
+        return pb.FinishRunResponse(run=changed_run_message(run), applied=applied)
 
     async def HeartbeatRun(  # noqa: N802
         self, request: pb.HeartbeatRunRequest, context: Any
@@ -130,7 +130,7 @@ class RunService(pb_grpc.RunServiceServicer):
         run = await self._runs.reopen(
             fields.run_id(request.run_id), workspace_id=current_identity().workspace_id
         )
-        return pb.ReopenRunResponse(run=run_message(run))
+        return pb.ReopenRunResponse(run=changed_run_message(run))
 
     async def UpdateRun(  # noqa: N802
         self, request: pb.UpdateRunRequest, context: Any
@@ -158,7 +158,7 @@ class RunService(pb_grpc.RunServiceServicer):
         run = await self._runs.update(
             run_id, workspace_id=current_identity().workspace_id, changes=changes
         )
-        return pb.UpdateRunResponse(run=run_message(run))
+        return pb.UpdateRunResponse(run=changed_run_message(run))
 
     async def WriteMetadata(  # noqa: N802
         self, request: pb.WriteMetadataRequest, context: Any
@@ -177,6 +177,8 @@ class RunService(pb_grpc.RunServiceServicer):
         """Return a page of the runs that a filter finds."""
         for field in ("experiment_ids", "experiments"):
             fields.count(len(getattr(request, field)), field=field, maximum=_EXPERIMENTS_MAX)
+        for name in request.experiments:
+            fields.required_name(name, field="experiments")
         limit = fields.page_size(request.page_size, default=_PAGE_SIZE, maximum=_PAGE_SIZE_MAX)
         identity = fields.page_identity(request)
         runs, after = await self._searches.runs(
@@ -207,7 +209,7 @@ class RunService(pb_grpc.RunServiceServicer):
         run = await self._runs.delete(
             fields.run_id(request.run_id), workspace_id=current_identity().workspace_id
         )
-        return pb.DeleteRunResponse(run=run_message(run))
+        return pb.DeleteRunResponse(run=changed_run_message(run))
 
     async def RestoreRun(  # noqa: N802
         self, request: pb.RestoreRunRequest, context: Any
@@ -216,4 +218,4 @@ class RunService(pb_grpc.RunServiceServicer):
         run = await self._runs.restore(
             fields.run_id(request.run_id), workspace_id=current_identity().workspace_id
         )
-        return pb.RestoreRunResponse(run=run_message(run))
+        return pb.RestoreRunResponse(run=changed_run_message(run))

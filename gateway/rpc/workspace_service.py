@@ -6,7 +6,7 @@ from headrace.v1 import experiment_service_pb2 as pb
 from headrace.v1 import experiment_service_pb2_grpc as pb_grpc
 
 from gateway.domain.errors import HeadraceError, Reason
-from gateway.domain.experiments import WORKSPACE_NAME, Workspace
+from gateway.domain.experiments import WORKSPACE_NAME, WORKSPACE_NAME_RULE, Workspace
 from gateway.domain.identity import current_identity
 from gateway.domain.searches import Cursor, Phase
 from gateway.rpc import fields, page_tokens
@@ -31,8 +31,7 @@ class WorkspaceService(pb_grpc.WorkspaceServiceServicer):
         if not WORKSPACE_NAME.fullmatch(name):
             raise HeadraceError(
                 Reason.FIELD_INVALID,
-                "a workspace's name is 1 to 63 of a-z, 0-9, - and _, beginning with a letter "
-                "or digit",
+                f"a workspace's name is {WORKSPACE_NAME_RULE}",
                 field="name",
                 value=name,
             )

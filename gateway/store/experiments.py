@@ -112,12 +112,15 @@ class ExperimentStore:
         """Change the name or the description; None leaves one as it is.
 
         Raises:
-            HeadraceError: EXPERIMENT_EXISTS when the name is taken.
+            HeadraceError: EXPERIMENT_EXISTS when the name is taken; FIELD_INVALID when
+                `Default` would get another.
         """
         if name is not None:
             self._names.check(name)
         async with self._database.query() as connection, connection.transaction():
-            await _lock(connection, workspace_id, experiment_id)
+            current = await _lock(connection, workspace_id, experiment_id)
+            if name is not None:
+                _refuse_default(experiment_id, current, "renamed")
             try:
                 async with connection.transaction():
                     await connection.execute(_SQL["update"], experiment_id, name, description)
@@ -145,7 +148,11 @@ class ExperimentStore:
             return await _read(connection, workspace_id, experiment_id)
 
     async def delete(self, workspace_id: int, experiment_id: int) -> Experiment:
-        """Hide an experiment."""
+        """Hide an experiment.
+
+        Raises:
+            HeadraceError: FIELD_INVALID for `Default`, which runs without one belong to.
+        """
         return await self._change(workspace_id, experiment_id, "delete")
 
     async def restore(self, workspace_id: int, experiment_id: int) -> Experiment:
@@ -154,7 +161,9 @@ class ExperimentStore:
 
     async def _change(self, workspace_id: int, experiment_id: int, query: str) -> Experiment:
         async with self._database.query() as connection, connection.transaction():
-            await _lock(connection, workspace_id, experiment_id)
+            name = await _lock(connection, workspace_id, experiment_id)
+            if query == "delete":
+                _refuse_default(experiment_id, name, "deleted")
             await connection.execute(_SQL[query], experiment_id)
             return await _read(connection, workspace_id, experiment_id)
 
@@ -248,9 +257,23 @@ def _check_usable(row: Any, name: str, *, get_if_exists: bool) -> None:
         )
 
 
-async def _lock(connection: asyncpg.Connection, workspace_id: int, experiment_id: int) -> None:
-    if await connection.fetchval(_SQL["lock"], workspace_id, experiment_id) is None:
+def _refuse_default(experiment_id: int, name: str, verb: str) -> None:
+    """Refuse the experiment that has the name in its workspace; each may have one."""
+    if name == DEFAULT_EXPERIMENT:
+        raise HeadraceError(
+            Reason.FIELD_INVALID,
+            f"the experiment {DEFAULT_EXPERIMENT!r} cannot be {verb}",
+            field="experiment_id",
+            value=experiment_id,
+        )
+
+
+async def _lock(connection: asyncpg.Connection, workspace_id: int, experiment_id: int) -> str:
+    """Keep an experiment as it is until the transaction ends; return its name."""
+    name: str | None = await connection.fetchval(_SQL["lock"], workspace_id, experiment_id)
+    if name is None:
         raise not_found("experiment_id", experiment_id)
+    return name
 
 
 async def _read(

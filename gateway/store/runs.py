@@ -18,6 +18,7 @@ from gateway.domain.metadata import (
     SummaryValue,
 )
 from gateway.domain.runs import (
+    RUN_METRICS_MAX,
     Attempt,
     NewRun,
     Run,
@@ -30,16 +31,20 @@ from gateway.store.connections import Database
 from gateway.store.experiments import ExperimentNames, ensure_experiment
 from gateway.store.metadata import write_metadata
 from gateway.store.queries import load
-from gateway.store.run_metrics import refresh_run_metrics
+from gateway.store.run_metrics import refresh_at_the_end
 
 _SQL: Final = load("runs")
+_OF_CHANGES: Final = ("params", "tags", "summary", "facts")
+_ALL: Final = (*_OF_CHANGES, "metrics", "datasets", "exempt_keys")
 
 
 class RunStore:
     """The runs of one database.
 
     Every method raises RUN_NOT_FOUND for a run that the workspace does not
-    have, RUN_PURGED for one that it had, and STORE_UNAVAILABLE.
+    have, RUN_PURGED for one that it had, and STORE_UNAVAILABLE. A run that is
+    returned by a change has no metrics, datasets and exempt keys: the change must
+    be answered, however large the run is.
     """
 
     def __init__(self, database: Database, names: ExperimentNames | None = None) -> None:
@@ -80,7 +85,7 @@ class RunStore:
                     return _run(row, RunData()), True
             async with connection.transaction():
                 # First, and without its experiment: that may have been renamed since.
-                runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
+                runs = await read_runs(connection, [run_id], workspace_id, kinds=_OF_CHANGES)
                 made = False
                 if not runs:
                     await ensure_experiment(
@@ -90,7 +95,7 @@ class RunStore:
                     if made:
                         await _check_parent(connection, run_id, wanted.parent_run_id)
                         await _write(connection, run_id, wanted.entries)
-                    runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
+                    runs = await read_runs(connection, [run_id], workspace_id, kinds=_OF_CHANGES)
                 if not runs:
                     raise HeadraceError(
                         Reason.RUN_EXISTS,
@@ -102,12 +107,12 @@ class RunStore:
                 return runs[0], made
 
     async def read(self, run_id: UUID, *, workspace_id: int) -> Run:
-        """Return a run with all that is known of it."""
+        """Return a run with all that is known of it; at most RUN_METRICS_MAX metrics."""
         async with (
             self._database.query() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            return await _read(connection, run_id, workspace_id)
+            return await _read(connection, run_id, workspace_id, kinds=_ALL)
 
     async def finish(
         self,
@@ -137,7 +142,7 @@ class RunStore:
             applied = attempt == newest
             if applied:
                 await connection.execute(_SQL["finish"], run_id, state, ended_at)
-                await refresh_run_metrics(connection, [run_id])
+                await refresh_at_the_end(connection, run_id)
             return await _read(connection, run_id, workspace_id), applied
 
     async def reopen(self, run_id: UUID, *, workspace_id: int) -> Run:
@@ -212,8 +217,7 @@ async def read_runs(
     run_ids: Sequence[UUID],
     workspace_id: int,
     *,
-    data: bool,
-    rest: bool = False,
+    kinds: Sequence[str] = (),
 ) -> list[Run]:
     """Return the runs of the workspace among `run_ids`, in their order.
 
@@ -221,8 +225,7 @@ async def read_runs(
         connection: in a transaction when the answers have to be of one snapshot.
         run_ids: which.
         workspace_id: the caller's.
-        data: with params, tags, summary values and metrics.
-        rest: with facts, datasets and exempt keys.
+        kinds: fields of RunData to read; of metrics at most RUN_METRICS_MAX a run.
 
     Raises:
         HeadraceError: RUN_PURGED.
@@ -231,13 +234,12 @@ async def read_runs(
     found: dict[UUID, dict[str, list[Any]]] = {row["run_id"]: defaultdict(list) for row in rows}
 
     async def collect(kind: str) -> None:
-        for row in await connection.fetch(_SQL[kind], list(found)):
+        limit = (RUN_METRICS_MAX,) if kind == "metrics" else ()
+        for row in await connection.fetch(_SQL[kind], list(found), *limit):
             found[row["run_id"]][kind].append(_ITEMS[kind](row))
 
     if found:
-        for kind in ("params", "tags", "summary", "metrics") if data else ():
-            await collect(kind)
-        for kind in ("facts", "datasets", "exempt_keys") if rest else ():
+        for kind in kinds:
             await collect(kind)
     runs = {
         row["run_id"]: _run(
@@ -248,8 +250,14 @@ async def read_runs(
     return [runs[run_id] for run_id in run_ids if run_id in runs]
 
 
-async def _read(connection: asyncpg.Connection, run_id: UUID, workspace_id: int) -> Run:
-    runs = await read_runs(connection, [run_id], workspace_id, data=True, rest=True)
+async def _read(
+    connection: asyncpg.Connection,
+    run_id: UUID,
+    workspace_id: int,
+    *,
+    kinds: Sequence[str] = _OF_CHANGES,
+) -> Run:
+    runs = await read_runs(connection, [run_id], workspace_id, kinds=kinds)
     _check_present(runs[0] if runs else None, run_id)
     return runs[0]
 

@@ -8,7 +8,7 @@ import asyncpg
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.experiments import Experiment
 from gateway.domain.filters.syntax import Entity, Expression, Field, OrderTerm
-from gateway.domain.runs import Run
+from gateway.domain.runs import Run, bytes_of
 from gateway.domain.searches import (
     Cursor,
     ExperimentSearch,
@@ -31,6 +31,11 @@ _ACTIVITY: Final = {
 _NEWEST_FIRST: Final = (
     OrderTerm(field=Field(entity=Entity.ATTRIBUTE, key="start_time"), descending=True),
 )
+_WITH_DATA: Final = ("params", "tags", "summary", "metrics")
+_RUNS_FIRST: Final = 4
+_RUNS_GROWTH: Final = 8
+"""Runs that are read first to learn how large they are, and how many times more at the next
+read at most: 4, 32, 256, 1,000."""
 _BY_NAME: Final = (OrderTerm(field=Field(entity=Entity.ATTRIBUTE, key="name")),)
 
 RUN_ATTRIBUTES: Final = RUNS.names
@@ -67,7 +72,7 @@ class SearchStore:
                 names=search.experiments,
                 include_deleted=search.visibility is not Visibility.ACTIVE,
             )
-            ids, after = await _page(
+            places, after = await _page(
                 connection,
                 RUNS,
                 experiment_ids=experiment_ids,
@@ -77,8 +82,10 @@ class SearchStore:
                 cursor=search.after,
                 limit=search.limit,
             )
-            data = search.include_data
-            return await read_runs(connection, ids, search.workspace_id, data=data), after
+            runs = await _read_within(connection, [place.values[-1] for place in places], search)
+            if len(runs) < len(places):
+                after = places[len(runs) - 1]
+            return runs, after
 
     async def experiments(self, search: ExperimentSearch) -> tuple[list[Experiment], Cursor | None]:
         """Return a page of experiments, and where the next one begins."""
@@ -87,7 +94,7 @@ class SearchStore:
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             await connection.execute(_SQL["prepare"])
-            ids, after = await _page(
+            places, after = await _page(
                 connection,
                 EXPERIMENTS,
                 experiment_ids=None,
@@ -98,7 +105,31 @@ class SearchStore:
                 cursor=search.after,
                 limit=search.limit,
             )
+            ids: list[Any] = [place.values[-1] for place in places]
             return await read_experiments(connection, search.workspace_id, ids), after
+
+
+async def _read_within(
+    connection: asyncpg.Connection, run_ids: Sequence[Any], search: RunSearch
+) -> list[Run]:
+    """Read runs until they exceed the search's bytes, at least one; some at a time, so that
+    little more is read than is kept."""
+    kinds = _WITH_DATA if search.include_data else ()
+    kept: list[Run] = []
+    size, count = 0, _RUNS_FIRST
+    while len(kept) < len(run_ids):
+        begin = len(kept)
+        wanted = run_ids[begin : begin + count]
+        for run in await read_runs(connection, wanted, search.workspace_id, kinds=kinds):
+            size += bytes_of(run)
+            if kept and size > search.bytes_max:
+                return kept
+            kept.append(run)
+        if len(kept) < begin + len(wanted):
+            raise RuntimeError("a run that a search found is not there in its snapshot")
+        fitting = max(0, search.bytes_max - size) * len(kept) // size
+        count = min(fitting + 1, _RUNS_GROWTH * count)
+    return kept
 
 
 async def _page(
@@ -111,18 +142,19 @@ async def _page(
     order: Sequence[OrderTerm],
     cursor: Cursor | None,
     limit: int,
-) -> tuple[list[Any], Cursor | None]:
-    """Return the ids of a page, and the cursor behind it, if there is more."""
+) -> tuple[list[Cursor], Cursor | None]:
+    """Return the cursors behind each row of a page, which end with the row's id, and where
+    the next page begins, if there is more."""
     remaining = list(phases(order))
     if cursor is not None:
         if cursor.phase not in remaining:
             raise _bad_token()
         del remaining[: remaining.index(cursor.phase)]
-    ids: list[Any] = []
+    places: list[Cursor] = []
     after: tuple[Any, ...] | None = cursor.values if cursor is not None and cursor.values else None
     for phase in remaining:
         # One more than asked for tells whether there is a next page.
-        wanted = limit - len(ids) + 1
+        wanted = limit - len(places) + 1
         rows = await _fetch(
             connection,
             Compiler(target=target, experiment_ids=experiment_ids),
@@ -133,14 +165,14 @@ async def _page(
             after=after,
             limit=wanted,
         )
-        ids += [row["id"] for row in rows[: wanted - 1]]
+        places += [
+            Cursor(phase=phase, values=(*tuple(row)[1:], row["id"])) for row in rows[: wanted - 1]
+        ]
         if len(rows) == wanted:
-            if len(rows) == 1:  # the page was full when this phase began
-                return ids, Cursor(phase=phase)
-            last = rows[-2]
-            return ids, Cursor(phase=phase, values=(*tuple(last)[1:], last["id"]))
+            # With one row, the page was full when this phase began.
+            return places, places[-1] if len(rows) > 1 else Cursor(phase=phase)
         after = None
-    return ids, None
+    return places, None
 
 
 async def _fetch(

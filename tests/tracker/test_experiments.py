@@ -2,14 +2,30 @@
 
 import asyncio
 import uuid
+from pathlib import Path
+from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from headrace.v1 import experiment_service_pb2 as pb
-from headrace.v1 import run_service_pb2
+from headrace.v1 import metric_service_pb2, run_service_pb2
 
+from gateway.domain.errors import HeadraceError, Reason
+from gateway.store.connections import Database
+from gateway.store.queries import load
+from gateway.store.workspaces import WorkspaceStore
 from tests.support.gateway_process import GatewayProcess
+from tests.support.waiting import eventually_async
+from tests.support.writer_stream import (
+    WriterStream,
+    batch,
+    bystander,
+    connected,
+    keys,
+    opening,
+)
 from tests.tracker.conftest import Tracker, failure, stubs
 
 
@@ -152,6 +168,36 @@ async def test_default_cannot_go(tracker: Tracker) -> None:
     assert (await failure(call)).reason == "FIELD_INVALID"
 
 
+async def test_default_cannot_go_in_another_workspace_either(tracker: Tracker) -> None:
+    name = "w" + uuid.uuid4().hex
+    await tracker.workspaces.CreateWorkspace(pb.CreateWorkspaceRequest(name=name))
+    there = (("headrace-workspace", name),)
+
+    async def create_run() -> run_service_pb2.CreateRunResponse:
+        request = run_service_pb2.CreateRunRequest(run_id=uuid.uuid4().hex)
+        response: run_service_pb2.CreateRunResponse = await tracker.runs.CreateRun(
+            request, metadata=there
+        )
+        return response
+
+    number = (await create_run()).run.experiment_id
+    assert number != 0
+    delete = pb.DeleteExperimentRequest(experiment_id=number)
+    failed = await failure(tracker.experiments.DeleteExperiment(delete, metadata=there))
+    assert failed.reason == "FIELD_INVALID"
+    rename = pb.UpdateExperimentRequest(
+        experiment_id=number,
+        experiment=pb.Experiment(name="other", description="what it is for"),
+        update_mask=FieldMask(paths=["name", "description"]),
+    )
+    failed = await failure(tracker.experiments.UpdateExperiment(rename, metadata=there))
+    assert failed.reason == "FIELD_INVALID"
+    rename.update_mask.paths[:] = ["description"]
+    changed = (await tracker.experiments.UpdateExperiment(rename, metadata=there)).experiment
+    assert (changed.name, changed.description) == ("Default", "what it is for")
+    assert (await create_run()).run.experiment_id == number
+
+
 async def test_what_is_not_there_is_not_found(tracker: Tracker) -> None:
     for call in (
         tracker.experiments.GetExperiment(pb.GetExperimentRequest(experiment_id=2**40)),
@@ -214,6 +260,34 @@ async def test_a_workspace_sees_nothing_of_another(tracker: Tracker, experiment:
     assert (await failure(tracker.runs.CreateRun(taken, metadata=there))).reason == "RUN_EXISTS"
 
 
+async def test_one_request_creates_one_workspace_also_when_the_first_is_not_committed(
+    database_dsn: str,
+) -> None:
+    database = await Database.connect(database_dsn, ingest_connections=0, query_connections=2)
+    store = WorkspaceStore(database)
+    request_id = uuid.uuid4()
+    first, watcher = [await asyncpg.connect(database_dsn) for _ in range(2)]
+
+    async def both_wait() -> bool:
+        waiting = await watcher.fetchval(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return bool(waiting == 2)
+
+    async with first.transaction():
+        made = await first.fetchrow(load("workspaces")["create"], "w", request_id)
+        repeated = asyncio.create_task(store.create("w", request_id=request_id))
+        other = asyncio.create_task(store.create("w", request_id=uuid.uuid4()))
+        await eventually_async(both_wait)
+    assert (await repeated).workspace_id == made["workspace_id"]
+    with pytest.raises(HeadraceError) as refused:
+        await other
+    assert refused.value.reason is Reason.WORKSPACE_EXISTS
+    for opened in (first, watcher, database):
+        await opened.close()
+
+
 async def test_an_unknown_workspace_is_not_found(tracker: Tracker) -> None:
     for name in ("no-such", "Bad Name", "-"):
         call = tracker.runs.SearchRuns(
@@ -238,6 +312,37 @@ async def test_an_archived_workspace_can_be_read_but_not_written(
         assert (await failure(call)).reason == "WORKSPACE_ARCHIVED"
         listed = await tracker.workspaces.ListWorkspaces(pb.ListWorkspacesRequest(page_size=1000))
         assert name not in {item.name for item in listed.workspaces}
+
+
+async def test_archiving_a_workspace_ends_the_streams_that_write_to_it(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    """Also without tokens; streams that read, and those of other workspaces, go on."""
+    there = (("headrace-workspace", "w"),)
+    arguments = ["--set", "token_cache_s=0.05", "--set", "token_recheck_s=0.05"]
+    with GatewayProcess(database_dsn, tmp_path, arguments=arguments) as gateway:
+        async with connected(gateway.address) as channel, bystander(gateway.address):
+            tracker = stubs(channel)
+            await tracker.workspaces.CreateWorkspace(pb.CreateWorkspaceRequest(name="w"))
+            run_id = uuid.uuid4().hex
+            await tracker.runs.CreateRun(
+                run_service_pb2.CreateRunRequest(run_id=run_id), metadata=there
+            )
+            reading: Any = channel.unary_stream(
+                "/headrace.v1.MetricService/ReadMetrics",
+                metric_service_pb2.ReadMetricsRequest.SerializeToString,
+                metric_service_pb2.ReadMetricsResponse.FromString,
+            )(metric_service_pb2.ReadMetricsRequest(run_id=run_id, follow=True), metadata=there)
+            assert (await reading.read()).HasField("caught_up")
+            async with WriterStream(channel, there) as stream:
+                await stream.send(opening(run_id), keys("loss"), batch())
+                await stream.read_until(1)
+                await tracker.workspaces.ArchiveWorkspace(pb.ArchiveWorkspaceRequest(name="w"))
+                async with asyncio.timeout(30):
+                    assert (await stream.failure()).reason == "WORKSPACE_ARCHIVED"
+            assert len((await reading.read()).columns.step) == 1
+            assert not reading.done()
+            reading.cancel()
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "a/b", "x" * 64])

@@ -31,7 +31,7 @@ WHERE e.workspace_id = $1 AND e.experiment_id = ANY ($2::bigint[]);
 
 -- name: lock
 -- $2 id
-SELECT experiment_id FROM experiments WHERE workspace_id = $1 AND experiment_id = $2
+SELECT name FROM experiments WHERE workspace_id = $1 AND experiment_id = $2
 FOR NO KEY UPDATE;
 
 -- name: update

@@ -69,10 +69,18 @@ SELECT run_id, key, value FROM run_tags WHERE run_id = ANY ($1::uuid[]) ORDER BY
 SELECT run_id, key, number, text FROM run_summary WHERE run_id = ANY ($1::uuid[]) ORDER BY key;
 
 -- name: metrics
-SELECT run_id, key, rank, point_count, last_step, last_time, last_value, min_value, max_value
-FROM run_metrics
-WHERE run_id = ANY ($1::uuid[])
-ORDER BY key;
+-- Of each run at most $2, the first by key.
+SELECT m.*
+FROM unnest($1::uuid[]) AS wanted (run_id)
+CROSS JOIN LATERAL (
+    SELECT r.run_id, r.key, r.rank, r.point_count, r.last_step, r.last_time, r.last_value,
+        r.min_value, r.max_value
+    FROM run_metrics r
+    WHERE r.run_id = wanted.run_id
+    ORDER BY r.key
+    LIMIT $2
+) AS m
+ORDER BY m.run_id, m.key;
 
 -- name: facts
 SELECT run_id, name, value FROM run_facts WHERE run_id = ANY ($1::uuid[]) ORDER BY name;
