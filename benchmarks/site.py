@@ -95,7 +95,7 @@ class Site:
         self.dsn = self.postgres.socket_dsn
         self.address = f"127.0.0.1:{free_port()}"
         self.metrics_url = f"http://127.0.0.1:{free_port()}/metrics"
-        settings = config.load(flags={}, environment=os.environ)
+        settings = config.load(flags={"workers": workers}, environment=os.environ)
         self.connections_budget = settings.ingest_connections + settings.query_connections
         self.connections_max = self.connections_now = 0
         self._gateway: subprocess.Popen[bytes] | None = None

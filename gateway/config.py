@@ -1,10 +1,10 @@
 """Settings: parsed once from flags, environment and file into one frozen value.
 
-A setting `pending_bytes_max` is the flag `--pending-bytes-max` (or `--set
-pending_bytes_max=…` where `serve` has no flag of its own), the variable
-`HEADRACE_GATEWAY_PENDING_BYTES_MAX` and the key `pending_bytes_max` of the TOML
-file; flags win over the environment, the environment over the file. Nothing
-else in the gateway reads the environment.
+A setting `pending_bytes_max` is the variable `HEADRACE_GATEWAY_PENDING_BYTES_MAX`,
+the key `pending_bytes_max` of the TOML file and `--set pending_bytes_max=…` of
+`serve`, which has flags of their own for some (`--workers`); flags win over the
+environment, the environment over the file. Nothing else in the gateway reads the
+environment.
 
 A bad or unknown setting is one line naming where it came from; `load` collects
 them all. (pydantic-settings ignores misspelt variables, hence this reader.)
@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +27,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_serializer,
     model_validator,
 )
 
@@ -33,8 +35,13 @@ from gateway.domain.cleanup import CleanupRule
 
 PREFIX: Final = "HEADRACE_GATEWAY_"
 DEFAULT_FILE: Final = Path("headrace.toml")
+_QUERY_CONNECTIONS_PER_WORKER_MIN: Final = 2
+"""A long read holds one for minutes; heartbeats, which keep runs from being LOST, need another."""
 # Kubernetes sets these for every service named headrace-gateway; they are not ours.
 _FOREIGN: Final = re.compile(r"(SERVICE|PORT)(_.*)?")
+_DSN_HOST: Final = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]*)(?::([0-9]*))?")
+# What botocore takes for a host; it raises ValueError for others.
+_HOST_NAME: Final = re.compile(r"((?!-)[a-z0-9-]{1,63}(?<!-)\.)*((?!-)[a-z0-9-]{1,63}(?<!-))\.?")
 
 
 class SettingsError(Exception):
@@ -62,7 +69,46 @@ def _checked_address(text: str) -> str:
 def _checked_dsn(text: str) -> str:
     if text and not text.startswith(("postgresql://", "postgres://")):
         raise ValueError("expected postgresql://user:password@host:port/name")
+    if text and not _is_readable_dsn(text):
+        raise ValueError(
+            "cannot be read: expected postgresql://user:password@host:port/name, whose user and"
+            " password have / as %2F, ? as %3F, # as %23, @ as %40 and [ as %5B"
+        )
     return text
+
+
+def _is_readable_dsn(text: str) -> bool:
+    """Whether each part is what it was meant to be.
+
+    A password's own / ? # @ or [ ends its part early: the driver would take what
+    is left of it for a host, a port or a database, and quote it in an error.
+    """
+    try:
+        parts = urlsplit(text)
+        if parts.query:
+            parse_qsl(parts.query, strict_parsing=True)
+    except ValueError:
+        return False
+    if parts.netloc.count("@") != ("@" in text) or "@" in parts.path or parts.fragment:
+        return False
+    hosts = [_DSN_HOST.fullmatch(host) for host in parts.netloc.rpartition("@")[2].split(",")]
+    return all(host is not None and int(host[2] or 0) <= 65_535 for host in hosts)
+
+
+def _checked_endpoint_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise _no_endpoint_url() from None
+    known_host = _HOST_NAME.fullmatch(host) or ":" in host
+    if parts.scheme not in {"http", "https"} or not known_host or not text.isprintable():
+        raise _no_endpoint_url()
+    return text
+
+
+def _no_endpoint_url() -> ValueError:
+    return ValueError("expected http://host:port or https://host:port")
 
 
 def _cleanup_rules(value: object) -> object:
@@ -78,7 +124,12 @@ def _cleanup_rules(value: object) -> object:
         raise ValueError(str(error).removeprefix("CleanupRule.parse() ")) from error
 
 
+def _query_connections(workers: int) -> int:
+    return max(4, _QUERY_CONNECTIONS_PER_WORKER_MIN * workers)
+
+
 Address = Annotated[str, AfterValidator(_checked_address)]
+EndpointUrl = Annotated[str, AfterValidator(_checked_endpoint_url)]
 
 
 class Settings(BaseModel):
@@ -100,8 +151,11 @@ class Settings(BaseModel):
     """Processes that share the port. One saturates about one core."""
     ingest_connections: int = Field(default=2, ge=1, le=64)
     """Database connections that commit points, of all workers together."""
-    query_connections: int = Field(default=4, ge=1, le=256)
-    """Database connections for everything else, of all workers together."""
+    query_connections: int = Field(
+        default_factory=lambda settled: _query_connections(settled.get("workers", 1)), ge=1, le=256
+    )
+    """Database connections for everything else, of all workers together: two for each at least,
+    since a long read holds one and heartbeats may not wait for it. By default 4, or that many."""
     ingest_timeout_s: float = Field(default=30.0, ge=1, le=3_600)
     """A database that answers a flush's statement with silence for so long is given up:
     the connection is replaced and the flush tried again."""
@@ -170,7 +224,7 @@ class Settings(BaseModel):
 
     s3_bucket: str = ""
     """The bucket of artifacts; none turns them off."""
-    s3_endpoint_url: str | None = None
+    s3_endpoint_url: EndpointUrl | None = None
     """An S3 server other than AWS."""
     s3_region: str = "us-east-1"
     """The bucket's region."""
@@ -180,7 +234,7 @@ class Settings(BaseModel):
     """Goes with `s3_access_key_id`."""
     s3_addressing_style: Literal["auto", "path", "virtual"] = "auto"
     """How the bucket stands in URLs. auto: in the path with `s3_endpoint_url`, else in the host."""
-    s3_public_endpoint_url: str | None = None
+    s3_public_endpoint_url: EndpointUrl | None = None
     """How clients reach the S3 server directly, when it differs from `s3_endpoint_url`."""
     s3_key_prefix: str = Field(default="headrace/", pattern=r"^([^/\s]+/)*$")
     """What every key begins with: empty, or ending in a slash."""
@@ -215,6 +269,11 @@ class Settings(BaseModel):
         """Whether gRPC speaks TLS."""
         return self.tls_certificate is not None
 
+    @field_serializer("cleanup")
+    def _written_rules(self, rules: tuple[CleanupRule, ...]) -> list[dict[str, str | int | None]]:
+        """Write what is read: a worker gets its settings as JSON."""
+        return [rule.written() for rule in rules]
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -232,12 +291,18 @@ class Settings(BaseModel):
             )
         if self.dsn and self.embedded is not None:
             raise ValueError("dsn and embedded exclude each other")
-        for name in ("ingest_connections", "query_connections"):
-            if getattr(self, name) < self.workers:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is too few for workers={self.workers}:"
-                    " each worker needs at least one"
-                )
+        if self.ingest_connections < self.workers:
+            raise ValueError(
+                f"ingest_connections={self.ingest_connections} is too few for"
+                f" workers={self.workers}: each worker needs at least one"
+            )
+        if self.query_connections < _QUERY_CONNECTIONS_PER_WORKER_MIN * self.workers:
+            raise ValueError(
+                f"query_connections={self.query_connections} is too few for"
+                f" workers={self.workers}: each worker needs two, one while a long read holds the"
+                f" other; set it to {_QUERY_CONNECTIONS_PER_WORKER_MIN * self.workers} or more, or"
+                " leave it out"
+            )
         if self.stream_pending_bytes_max > self.pending_bytes_max // self.workers:
             raise ValueError(
                 f"stream_pending_bytes_max={self.stream_pending_bytes_max} is more than a worker's"
@@ -269,6 +334,7 @@ def load(
     flags: Mapping[str, object],
     environment: Mapping[str, str],
     file: Path | None = None,
+    assigned: Mapping[str, str] | None = None,
 ) -> Settings:
     """Return the settings.
 
@@ -276,9 +342,10 @@ def load(
         flags: settings given on the command line, by name; None is not given.
         environment: the process's variables.
         file: a TOML file; None reads `headrace.toml` of the working directory if there is one.
+        assigned: settings given by `--set NAME=VALUE`, which win over flags of their own.
 
     Raises:
-        SettingsError: naming every problem and its flag, variable or file.
+        SettingsError: naming every problem and its flag, `--set`, variable or file.
     """
     problems: list[str] = []
     values: dict[str, Any] = {}
@@ -299,10 +366,14 @@ def load(
     for name, value in flags.items():
         if value is not None:
             add(name, value, "--" + name.replace("_", "-"))
+    for name, text in (assigned or {}).items():
+        add(name, text, f"--set {name}=…")
     try:
         settings = Settings(**values)
     except ValidationError as error:
         for item in error.errors(include_url=False):
+            if item["type"] == "default_factory_not_called":
+                continue  # what it would follow from is bad, and named
             name = str(item["loc"][0]) if item["loc"] else ""
             # A value may be a secret (dsn); its name and the rule say enough for those.
             given = f" (given: {item['input']!r})" if _is_shown(name) else ""

@@ -79,8 +79,12 @@ def liveness_jobs(
 
     async def refresh() -> None:
         # A few at a time: flushes get their turn in between.
-        while runs := await throttle(liveness.refresh_some(delay_s=refresh_s * 0.5)):
-            METRICS.runs_refreshed.inc(runs)
+        while True:
+            done = await throttle(liveness.refresh_some(delay_s=refresh_s * 0.5))
+            METRICS.runs_refreshed.inc(done.runs)
+            METRICS.refreshes_failed.inc(done.failed)
+            if not done.runs + done.failed:
+                return
 
     return [
         Job(name="sweep", period_s=sweep_period_s(lease_s), do=sweep),

@@ -241,9 +241,9 @@ async def _stores(settings: Settings, database: Database) -> AsyncIterator[Store
                 ),
                 tokens=TokenStore(database),
                 metrics=WriterStore(database),
-                # One connection, if there is another, stays for calls that are over soon.
+                # One connection stays for calls that are over soon; settings have two at least.
                 reading=MetricReading(
-                    database, reads_max=max(1, min(_READS_MAX, settings.query_connections - 1))
+                    database, reads_max=min(_READS_MAX, settings.query_connections - 1)
                 ),
                 artifacts=artifacts,
             )
@@ -354,6 +354,7 @@ async def _check_up(settings: Settings, database: Database, worker: int) -> None
 
 async def _keep_gauges(database: Database, engine: IngestEngine) -> None:
     """Show what moves all the time once a second, in place of on every change."""
+    METRICS.workers.set(1)  # summed over all of them
     METRICS.connections_budget.set(database.connections_budget)
     while True:
         METRICS.connections.set(database.connections_live)

@@ -89,6 +89,9 @@ class Metrics:
         self.artifact_reads_waiting = gauge("artifact_reads_waiting", "Downloads that wait.")
         self.runs_lost = counter("runs_lost", "Runs that became LOST.")
         self.runs_refreshed = counter("runs_refreshed", "Runs whose search row was refreshed.")
+        self.refreshes_failed = counter(
+            "refreshes_failed", "Refreshes of a run's search row that failed; they are repeated."
+        )
         self.refresh_seconds = counter(
             "refresh_seconds", "Seconds of database work of refreshing search rows."
         )

@@ -9,7 +9,7 @@ supervisor is killed, its workers notice the closed pipe and end at once.
 
 import asyncio
 import contextlib
-import ctypes
+import errno
 import os
 import random
 import signal
@@ -36,6 +36,8 @@ _BACKOFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 _YOUNG_S: Final = 30.0
 _STORE_PERIOD_S: Final = 0.5
 _KILL_MARGIN_S: Final = 10.0
+_PORT_PATIENCE_S: Final = 1.0  # for the workers of a supervisor that was killed
+_PORT_POLL_S: Final = 0.05
 _READY: Final = b"ready\n"
 
 
@@ -64,6 +66,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._signal, number)
         with tempfile.TemporaryDirectory(prefix="headrace-metrics-") as name:
             metrics = Path(name)
+            await _wait_until_free(self._settings.listen)
             with _reserve(self._settings.listen) as address:
                 url = start_metrics(self._settings, directory=metrics)
                 settings = self._settings.model_copy(update={"listen": address})
@@ -207,6 +210,27 @@ def start_metrics(settings: Settings, *, directory: Path | None) -> str:
     return f"http://{_bracketed(host)}:{port}/metrics"
 
 
+async def _wait_until_free(address: str) -> None:
+    """Return when nobody has the port.
+
+    The workers share theirs by SO_REUSEPORT, which would as silently let another
+    gateway's workers in. Connections of before do not count (SO_REUSEADDR).
+
+    Raises:
+        StartError: somebody has it, or it is no address of this machine.
+    """
+    deadline = time.monotonic() + _PORT_PATIENCE_S
+    while True:
+        try:
+            _bound(address, socket.SO_REUSEADDR).close()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise _cannot_listen(address, error) from error
+        else:
+            return
+        await asyncio.sleep(_PORT_POLL_S)
+
+
 @contextlib.contextmanager
 def _reserve(address: str) -> Iterator[str]:
     """Hold a port for the workers, so that it stays ours while none of them listens.
@@ -214,18 +238,34 @@ def _reserve(address: str) -> Iterator[str]:
     Yields:
         The address with the port that port 0 became.
     """
+    try:
+        holder = _bound(address, socket.SO_REUSEPORT)
+    except OSError as error:
+        raise _cannot_listen(address, error) from error
+    with holder:
+        # Bound and never listening: the kernel gives it no connections.
+        host, _ = split_address(address)
+        yield f"{_bracketed(host)}:{holder.getsockname()[1]}"
+
+
+def _bound(address: str, option: int) -> socket.socket:
+    """Return a socket bound to the address with an option of SOL_SOCKET; raise OSError."""
     host, port = split_address(address)
     family, kind, protocol, _, target = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    with socket.socket(family, kind, protocol) as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            holder.bind(target)
-        except OSError as error:
-            raise StartError(f"cannot listen on {address}: {error.strerror}") from error
-        # Bound and never listening: the kernel gives it no connections.
-        yield f"{_bracketed(host)}:{holder.getsockname()[1]}"
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, option, 1)
+        bound.bind(target)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _cannot_listen(address: str, error: OSError) -> StartError:
+    return StartError(f"cannot listen on {address}: {error.strerror}")
 
 
 async def _all(events: list[asyncio.Event]) -> None:
@@ -249,20 +289,6 @@ async def _work(settings: Settings, index: int) -> bool:
     return await serve(settings, share_port=True, on_ready=ready, worker=index)
 
 
-def _keep_memory() -> None:
-    """Let glibc keep what a flush frees: the next one needs it again.
-
-    By default each array above 128 kB is mapped and unmapped, and its pages are
-    zeroed by the kernel every time; encoding a flush took 1.4 times as long. What is
-    kept is bounded by the byte budgets.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # of mallopt(3)
-    with contextlib.suppress(OSError, AttributeError):  # another libc
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, 1 << 30)
-
-
 def main() -> None:
     """Be worker number argv[1]; its settings come as one line of JSON on standard input."""
     line = b""
@@ -272,7 +298,6 @@ def main() -> None:
         line += piece
     settings = Settings.model_validate_json(line)
     index = int(sys.argv[1])
-    _keep_memory()
     configure_logs(format_=settings.log_format, level=settings.log_level)
     structlog.contextvars.bind_contextvars(worker=index)
     try:

@@ -14,8 +14,10 @@ from gateway.embedded import EmbeddedPostgres, EmbeddedS3, reach, reach_stores
 from gateway.store.connections import Database
 
 EPILOG: Final = """
-Every setting is a flag, a variable HEADRACE_GATEWAY_<NAME> and a key of the TOML file; flags win
-over variables, variables over the file. Exit status: 0 done, 1 failed, 2 bad flags or settings.
+Every setting is a variable HEADRACE_GATEWAY_<NAME> and a key of the TOML file; `serve` takes each
+by a flag of its own or by --set NAME=VALUE. Flags win over variables, variables over the file.
+
+Exit status: 0 done, 1 failed, 2 bad flags or settings.
 """
 
 Config = Annotated[
@@ -41,15 +43,29 @@ def gateway_version() -> str:
     return distribution_version("headrace-gateway")
 
 
-def settings_of(flags: dict[str, object], config: Path | None) -> Settings:
-    """Return the settings of a command, which all need a database; raise SettingsError."""
+def settings_of(
+    flags: dict[str, object], config: Path | None, assigned: dict[str, str] | None = None
+) -> Settings:
+    """Return the settings of a command, which all need a database; raise SettingsError.
+
+    Args:
+        flags: what was given by flags of their own, by name; None is not given.
+        config: the TOML file.
+        assigned: what was given by `--set NAME=VALUE`, which wins over a flag.
+    """
     file = config or os.environ.get("HEADRACE_GATEWAY_CONFIG")
     # A flag that says where the database is replaces what the environment says, whichever way.
     environment = dict(os.environ)
-    if flags.get("dsn") or flags.get("embedded"):
+    given = {**flags, **(assigned or {})}
+    if given.get("dsn") or given.get("embedded"):
         for name in ("DSN", "EMBEDDED"):
             environment.pop(f"HEADRACE_GATEWAY_{name}", None)
-    settings = load(flags=flags, environment=environment, file=Path(file) if file else None)
+    settings = load(
+        flags=flags,
+        assigned=assigned or {},
+        environment=environment,
+        file=Path(file) if file else None,
+    )
     if not settings.dsn and settings.embedded is None:
         raise SettingsError(
             ["which database? set --dsn or HEADRACE_GATEWAY_DSN, or use --embedded DIR"]

@@ -46,7 +46,10 @@ def serve_command(
     ] = None,
     query_connections: Annotated[
         int | None,
-        typer.Option(help="Database connections for the rest, of all workers.", show_default="4"),
+        typer.Option(
+            help="Database connections for the rest, of all workers.",
+            show_default="4, or 2 a worker",
+        ),
     ] = None,
     auth: Annotated[
         bool | None,
@@ -102,12 +105,13 @@ def serve_command(
         "log_format": log_format,
         "log_level": log_level,
     }
+    assigned: dict[str, str] = {}
     for pair in set_ or []:
         name, separator, value = pair.partition("=")
         if not separator:
             raise SettingsError([f"--set {pair}: expected NAME=VALUE"])
-        flags[name.strip()] = value.strip()
-    settings = settings_of(flags, config)
+        assigned[name.strip()] = value.strip()
+    settings = settings_of(flags, config, assigned)
     configure_logs(format_=settings.log_format, level=settings.log_level)
     sys.exit(0 if _serve(settings) else 1)
 

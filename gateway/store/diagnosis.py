@@ -135,7 +135,10 @@ def _migrations(pending: list[str], server: asyncpg.Record) -> Finding:
 
 def _privileges(missing: list[str], server: asyncpg.Record) -> Finding:
     if not missing:
-        return good("privileges", f"{server['user_name']} may read and write every table")
+        return good(
+            "privileges",
+            f"{server['user_name']} may read and write every table, and read metric_chunks",
+        )
     return Finding(
         check="privileges",
         health=Health.BAD,

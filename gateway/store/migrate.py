@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from gateway.config import SettingsError
 from gateway.domain.errors import HeadraceError, Reason
 
 _DIRECTORY: Final = Path(str(resources.files("gateway.store"))) / "migrations"
@@ -76,6 +77,7 @@ async def migrate(dsn: str) -> list[Migration]:
     Raises:
         HeadraceError: STORE_UNAVAILABLE when the database cannot be reached;
             INTERNAL, naming the file, when a migration fails.
+        SettingsError: the driver does not take the DSN.
     """
     connection = await _connect(dsn)
     try:
@@ -96,6 +98,10 @@ async def _connect(dsn: str) -> asyncpg.Connection:
         raise HeadraceError(
             Reason.STORE_UNAVAILABLE, f"PostgreSQL cannot be reached: {error}"
         ) from error
+    except ValueError as error:
+        # The driver's own errors name what it refuses; Python's quote what may be a secret.
+        told = str(error) if isinstance(error, asyncpg.ClientConfigurationError) else "its form"
+        raise SettingsError([f"PostgreSQL's driver refuses the dsn: {told}"]) from None
 
 
 async def _upgrade(dsn: str) -> list[Migration]:

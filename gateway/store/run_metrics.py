@@ -2,61 +2,57 @@
 
 Flushes never touch run_metrics, so it may be indexed. It is refreshed for runs
 that were heard of, at a stated delay, and at the end of each run: then it is exact.
+
+However many refresh a run at a time, an older state never replaces a newer one. The
+cost is linear in the run's series; where a later attempt hides points, the chunks
+below its resume step are walked too, of one series a key.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
 import asyncpg
+import structlog
 
 from gateway.store.queries import load
-from gateway.store.summaries import SeriesQuery, SeriesSummary, list_series
+from gateway.store.run_rules import read_cutoffs
+from gateway.store.summaries import SeriesSummary, cut_summaries, fold
 
+_LOG = structlog.get_logger(__name__)
 _SQL: Final = load("run_metrics")
-_SERIES_PER_PAGE: Final = 1_000
+_AT_THE_END_S: Final = 10.0
+"""What a refresh may take of the call that ends a run: a third of the time its caller gives it."""
 
 
 async def refresh_run_metrics(connection: asyncpg.Connection, run_ids: Sequence[UUID]) -> None:
-    """Bring the rows of some runs up to date."""
-    cut = {
-        row["run_id"]: row["workspace_id"]
-        for row in await connection.fetch(_SQL["with_cutoffs"], run_ids)
-    }
+    """Bring the rows of some runs up to date, in the caller's transaction (read committed)."""
+    cut = {row["run_id"] for row in await connection.fetch(_SQL["with_cutoffs"], run_ids)}
     plain = sorted(run_id for run_id in run_ids if run_id not in cut)
     if plain:
         await connection.execute(_SQL["refresh"], plain)
-    for run_id, workspace_id in sorted(cut.items()):
-        await _refresh_cut(connection, run_id, workspace_id)
+    for run_id in sorted(cut):
+        await _refresh_cut(connection, run_id)
 
 
-async def refresh_dirty(connection: asyncpg.Connection, *, runs_max: int, delay_s: float) -> int:
-    """Refresh live runs heard of since their last refresh; return how many."""
-    rows = await connection.fetch(_SQL["claim_dirty"], runs_max, delay_s)
-    run_ids = [row["run_id"] for row in rows]
-    if run_ids:
-        await refresh_run_metrics(connection, run_ids)
-    return len(run_ids)
+async def refresh_at_the_end(connection: asyncpg.Connection, run_id: UUID) -> None:
+    """Bring the rows of a run up to date or, if that fails or takes long, have it done soon.
+
+    The caller's transaction goes on either way.
+    """
+    try:
+        async with asyncio.timeout(_AT_THE_END_S), connection.transaction():
+            await refresh_run_metrics(connection, [run_id])
+    except (TimeoutError, asyncpg.PostgresError) as error:
+        _LOG.warning("search rows are behind the end of a run", run=run_id.hex, error=repr(error))
+        await connection.execute(_SQL["mark_dirty"], run_id)
 
 
-async def _refresh_cut(connection: asyncpg.Connection, run_id: UUID, workspace_id: int) -> None:
+async def _refresh_cut(connection: asyncpg.Connection, run_id: UUID) -> None:
     """Refresh a run of which a later attempt hides points."""
-    lowest: dict[str, SeriesSummary] = {}
-    after: tuple[str, int] | None = None
-    while True:
-        page = await list_series(
-            connection,
-            SeriesQuery(
-                workspace_id=workspace_id, run_id=run_id, after=after, limit=_SERIES_PER_PAGE
-            ),
-        )
-        for series in page.series:
-            if series.point_count:
-                lowest.setdefault(series.key, series)
-        after = page.next_after
-        if after is None:
-            break
-    found = list(lowest.values())
+    await connection.execute(_SQL["lock_cut"], run_id)
+    found = await _visible(connection, run_id)
     await connection.execute(
         _SQL["put"],
         run_id,
@@ -69,4 +65,23 @@ async def _refresh_cut(connection: asyncpg.Connection, run_id: UUID, workspace_i
         [series.min_value for series in found],
         [series.max_value for series in found],
     )
-    await connection.execute(_SQL["drop_hidden"], run_id, list(lowest))
+    await connection.execute(_SQL["drop_hidden"], run_id, [series.key for series in found])
+
+
+async def _visible(connection: asyncpg.Connection, run_id: UUID) -> list[SeriesSummary]:
+    """Return the visible points of each key, those of the lowest rank that has any."""
+    hidden, exempt_keys, _ = await read_cutoffs(connection, run_id)
+    rows = await connection.fetch(
+        _SQL["visible_parts"], run_id, list(hidden), list(hidden.values()), list(exempt_keys)
+    )
+    names = {row["series_id"]: (row["key"], row["rank"]) for row in rows}
+    parts: dict[int, list[asyncpg.Record]] = {series_id: [] for series_id in names}
+    cut = []
+    for row in rows:
+        if row["cut_from"] is None:
+            parts[row["series_id"]].append(row)
+        else:
+            cut.append((row["series_id"], row["attempt"], row["cut_from"]))
+    for part in await cut_summaries(connection, run_id, cut):
+        parts[part["series_id"]].append(part)
+    return [fold(*names[series_id], mine) for series_id, mine in parts.items() if mine]

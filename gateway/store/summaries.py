@@ -7,6 +7,7 @@ are computed from the chunks, at most `_RECOMPUTED_POINTS_MAX` points a page
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -107,13 +108,11 @@ async def list_series(connection: asyncpg.Connection, query: SeriesQuery) -> Ser
             cut.append((row["series_id"], part["attempt"], hidden[part["attempt"]]))
             summaries[row["series_id"]].remove(part)
     stored = {series_id for series_id, _, _ in cut}
-    if cut:
-        columns = [list(column) for column in zip(*cut, strict=True)]
-        for part in await connection.fetch(_SQL["cut_summaries"], query.run_id, *columns):
-            summaries[part["series_id"]].append(part)
+    for part in await cut_summaries(connection, query.run_id, cut):
+        summaries[part["series_id"]].append(part)
     return SeriesPage(
         series=[
-            _fold(row["key"], row["rank"], summaries[row["series_id"]])
+            fold(row["key"], row["rank"], summaries[row["series_id"]])
             for row in kept
             # A series without any committed point does not exist yet.
             if summaries[row["series_id"]] or row["series_id"] in stored
@@ -122,7 +121,19 @@ async def list_series(connection: asyncpg.Connection, query: SeriesQuery) -> Ser
     )
 
 
-def _fold(key: str, rank: int, parts: list[asyncpg.Record]) -> SeriesSummary:
+async def cut_summaries(
+    connection: asyncpg.Connection, run_id: UUID, cut: Sequence[tuple[int, int, int]]
+) -> list[asyncpg.Record]:
+    """Return what stays visible of (series, attempt, the step from which on it is hidden)."""
+    if not cut:
+        return []
+    columns = [list(column) for column in zip(*cut, strict=True)]
+    parts: list[asyncpg.Record] = await connection.fetch(_SQL["cut_summaries"], run_id, *columns)
+    return parts
+
+
+def fold(key: str, rank: int, parts: Sequence[asyncpg.Record]) -> SeriesSummary:
+    """Return the summary of a series whose attempts have the summaries `parts`."""
     last = max(parts, key=_order, default=None)
     numbers = [part for part in parts if not math.isnan(part["min_value"])]
     return SeriesSummary(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 DSN = "postgresql://nobody@127.0.0.1:1/none"  # nobody listens there
+UNESCAPED_DSN = "postgresql://u:se/cret@db:5432/x"
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None) -> Any:
@@ -66,13 +67,26 @@ def test_an_embedded_directory_serves_commands_without_a_gateway(tmp_path: Path)
     [
         (("serve",), 2, "which database? set --dsn"),
         (("serve", "--set", "nonsense"), 2, "--set nonsense: expected NAME=VALUE"),
-        (("serve", "--dsn", DSN, "--set", "a=1"), 2, "--a: no such setting"),
+        (("serve", "--dsn", DSN, "--set", "a=1"), 2, "--set a=…: no such setting"),
         (("serve", "--dsn", DSN, "--workers", "many"), 2, "--workers"),
         (("serve", "--dsn", DSN, "--config", "absent.toml"), 2, "absent.toml"),
         (("token", "create", "x", "--dsn", DSN, "--expires-in", "soon"), 2, "--expires-in soon"),
         (("migrate", "--dsn", DSN), 1, "cannot be reached"),
         (("migrate", "--dsn", "not a dsn"), 2, "--dsn: expected postgresql://"),
         (("serve", "--embedded", "/dev/null/x"), 1, "cannot be used"),
+        (("serve", "--dsn", UNESCAPED_DSN), 2, "--dsn: cannot be read"),
+        (("migrate", "--dsn", "postgresql://u@/x?host=h&port=cret"), 2, "refuses the dsn"),
+        (("migrate", "--dsn", f"{DSN}?sslmode=x"), 2, "`sslmode` parameter must be one of"),
+        (
+            ("serve", "--dsn", DSN, "--set", "s3_endpoint_url=minio:9000"),
+            2,
+            "s3_endpoint_url=…: expected http://host:port",
+        ),
+        (
+            ("token", "create", "x", "--dsn", DSN, "--workspace", "Vision"),
+            2,
+            "--workspace Vision: expected 1 to 63 of a-z",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments: tuple[str, ...], status: int, text: str) -> None:
@@ -80,6 +94,7 @@ def test_mistakes_are_one_clear_line(arguments: tuple[str, ...], status: int, te
     assert failed.returncode == status
     assert text in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert "cret" not in failed.stderr  # the end of a password
 
 
 def test_help_shows_examples_and_exit_statuses() -> None:

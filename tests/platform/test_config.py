@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ByteSize
 
 from gateway.config import Settings, SettingsError, load, split_address
+
+RULES = st.builds(
+    lambda age, unit, best: {"experiment": "a/b", "max_age": f"{age}{unit}", **best},
+    st.integers(0, 999_999_999),
+    st.sampled_from("smhdw"),
+    st.sampled_from([{}, {"workspace": "w", "keep_top": 3, "by": "metrics.x:min"}]),
+)
 
 
 def problems(
@@ -57,6 +65,21 @@ def test_every_problem_is_a_line_that_names_its_source(tmp_path: Path) -> None:
     assert len(lines) == 6
 
 
+def test_what_was_given_by_set_wins_over_a_flag_and_is_named_so() -> None:
+    with pytest.raises(SettingsError) as failed:
+        load(
+            flags={"workers": 2},
+            environment={},
+            assigned={"nonsense": "1", "workers": "0", "pending_bytes_max": "1"},
+        )
+    sources = [line.partition(": ")[0] for line in failed.value.problems]
+    assert sorted(sources) == [
+        "--set nonsense=…",
+        "--set pending_bytes_max=…",
+        "--set workers=…",
+    ]
+
+
 def test_what_kubernetes_sets_for_a_service_is_ignored() -> None:
     environment = {
         "HEADRACE_GATEWAY_PORT": "tcp://10.0.0.1:7420",
@@ -71,9 +94,11 @@ def test_what_kubernetes_sets_for_a_service_is_ignored() -> None:
     [
         ({"workers": 3}, "ingest_connections=2 is too few for workers=3"),
         (
-            {"workers": 5, "ingest_connections": 5},
-            "query_connections=4 is too few for workers=5",
+            {"workers": 5, "ingest_connections": 5, "query_connections": 9},
+            "query_connections=9 is too few for workers=5: each worker needs two, one while a"
+            " long read holds the other; set it to 10 or more, or leave it out",
         ),
+        ({"query_connections": 1}, "query_connections=1 is too few for workers=1"),
         ({"stream_pending_bytes_max": "300MiB"}, "more than a worker's share"),
         ({"tls_certificate": "x.pem"}, "tls_certificate and tls_key go together"),
         ({"tls_certificate": "x.pem", "tls_key": "y.pem"}, "no such file: x.pem"),
@@ -87,6 +112,38 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     [line] = problems(flags)
     assert text in line
+
+
+@pytest.mark.parametrize("password", ["se/cret", "se?cret", "se#cret", "s@e/cret", "s[cret"])
+def test_a_password_that_is_not_escaped_is_refused_and_not_repeated(password: str) -> None:
+    [line] = problems({"dsn": f"postgresql://u:{password}@db:5432/x"})
+    assert line.startswith("--dsn: cannot be read")
+    assert "cret" not in line
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:se%2Fcr%40t@db:5432/x?sslmode=require&application_name=a%40b",
+        "postgresql://u:a:b@one:5432,two:5433,three/x",
+        "postgresql://u@/x?host=/run/postgresql&port=5432",
+        "postgres://u@[::1]:5432/x",
+        "postgresql:///x",
+        "",
+    ],
+)
+def test_what_libpq_reads_is_a_dsn(dsn: str) -> None:
+    assert load(flags={"dsn": dsn}, environment={}).dsn == dsn
+
+
+@pytest.mark.parametrize("name", ["s3_endpoint_url", "s3_public_endpoint_url"])
+def test_an_endpoint_url_has_a_scheme_and_a_host(name: str) -> None:
+    for bad in ("minio:9000", "minio", "//minio", "ftp://minio", "http://a:b", "http://a_b"):
+        [line] = problems({name: bad})
+        assert "expected http://host:port or https://host:port" in line
+        assert name in line.replace("-", "_")
+    for good in ("http://minio:9000", "https://S3.example.org/", "http://[::1]:9000"):
+        assert getattr(load(flags={name: good}, environment={}), name) == good
 
 
 def test_a_secret_is_never_repeated() -> None:
@@ -105,12 +162,19 @@ def test_a_file_that_is_not_toml_or_not_there_is_named(tmp_path: Path) -> None:
 @given(
     workers=st.integers(1, 8),
     ingest=st.integers(8, 64),
-    query=st.integers(8, 64),
+    query=st.integers(16, 64),
     pending_mib=st.integers(256, 4096),
     streams=st.integers(8, 10_000),
+    rules=st.lists(RULES, max_size=2),
 )
 def test_the_shares_of_all_workers_are_the_whole(
-    workers: int, ingest: int, query: int, pending_mib: int, streams: int
+    *,
+    workers: int,
+    ingest: int,
+    query: int,
+    pending_mib: int,
+    streams: int,
+    rules: list[object],
 ) -> None:
     settings = load(
         flags={
@@ -119,6 +183,7 @@ def test_the_shares_of_all_workers_are_the_whole(
             "query_connections": query,
             "pending_bytes_max": pending_mib * 2**20,
             "streams_max": streams,
+            "cleanup": rules,
         },
         environment={},
     )
@@ -130,6 +195,22 @@ def test_the_shares_of_all_workers_are_the_whole(
         assert min(parts) >= 1
     for share in shares:  # what a worker gets through its pipe is again valid
         assert Settings.model_validate_json(share.model_dump_json()) == share
+
+
+@given(workers=st.integers(1, 64), spare=st.none() | st.integers(0, 128))
+def test_a_long_read_leaves_every_worker_a_query_connection(
+    workers: int, spare: int | None
+) -> None:
+    flags = {"workers": workers, "ingest_connections": 64, "pending_bytes_max": 2**32}
+    query = {} if spare is None else {"query_connections": 2 * workers + spare}
+    settings = load(flags=flags | query, environment={})
+    assert all(settings.share(index).query_connections >= 2 for index in range(workers))
+
+
+@pytest.mark.parametrize(("workers", "connections"), [(1, 4), (2, 4), (3, 6), (64, 128)])
+def test_query_connections_grow_with_the_workers(workers: int, connections: int) -> None:
+    settings = Settings(workers=workers, ingest_connections=64, pending_bytes_max=ByteSize(2**32))
+    assert settings.query_connections == connections
 
 
 def test_addresses_are_split() -> None:

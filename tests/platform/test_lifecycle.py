@@ -171,15 +171,27 @@ async def test_workers_share_port_budget_and_metrics_and_the_dead_are_replaced(
         await asyncio.gather(*(create_one() for _ in range(24)))
         assert gateway.metrics()[calls] == 24
         assert gateway.metrics()["headrace_connections_budget"] == 7
+        assert gateway.metrics()["headrace_workers"] == 2
 
         workers = psutil.Process(gateway.pid).children()
         assert len(workers) == 2
         workers[0].kill()
         await eventually_async(lambda: "worker died" in gateway.log_path.read_text())
         await eventually_async(lambda: gateway.metrics().get("headrace_connections_budget") == 7)
+        assert gateway.metrics()["headrace_workers"] == 2
         await asyncio.gather(*(create_one() for _ in range(8)))
         assert gateway.metrics()[calls] == 32  # what the dead one counted is kept
         assert await fetch_value(database_dsn, BACKENDS) == 7
+        assert gateway.terminate() == 0
+
+
+def test_workers_get_the_cleanup_rules(database_dsn: str, tmp_path: Path) -> None:
+    rules = '[{"experiment": "a/b", "max_age": "90d", "keep_top": 1, "by": "metrics.x:max"}]'
+    environment = {"HEADRACE_GATEWAY_CLEANUP": rules}
+    arguments = ["--workers", "2"]
+    with GatewayProcess(
+        database_dsn, tmp_path, arguments=arguments, environment=environment
+    ) as gateway:
         assert gateway.terminate() == 0
 
 
@@ -237,6 +249,32 @@ def test_a_port_in_use_is_said_to_be(shared_gateway: GatewayProcess, tmp_path: P
     with pytest.raises(RuntimeError, match="cannot listen on"):
         second.start()
     assert second.process.returncode == 1
+
+
+def test_a_port_in_use_is_said_to_be_by_gateways_of_several_workers_too(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    arguments = ["--workers", "2"]
+    (tmp_path / "second").mkdir()
+    with GatewayProcess(database_dsn, tmp_path, arguments=arguments) as first:
+        second = GatewayProcess(
+            database_dsn, tmp_path / "second", arguments=arguments, address=first.address
+        )
+        with pytest.raises(RuntimeError, match="cannot listen on"):
+            second.start()
+        assert second.process.returncode == 1
+        first.restart()  # what a killed one leaves behind is no other gateway
+
+
+def test_a_host_that_is_not_there_is_one_clear_line(database_dsn: str, tmp_path: Path) -> None:
+    arguments = ["--workers", "2", "--no-auth"]
+    process = GatewayProcess(
+        database_dsn, tmp_path, arguments=arguments, address="host.invalid:7420"
+    )
+    with pytest.raises(RuntimeError, match=r"cannot listen on host\.invalid:7420"):
+        process.start()
+    assert process.process.returncode == 1
+    assert "Traceback" not in process.log_tail()
 
 
 async def test_a_gateway_waits_for_its_database(database_dsn: str, tmp_path: Path) -> None:

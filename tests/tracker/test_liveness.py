@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import grpc
@@ -15,10 +17,13 @@ from headrace.v1 import run_service_pb2 as pb
 
 from gateway.domain.runs import RunState
 from gateway.embedded import EmbeddedPostgres
+from gateway.store import liveness, run_metrics, summaries
 from gateway.store.connections import Database
-from gateway.store.liveness import LivenessStore
+from gateway.store.liveness import LivenessStore, Refresh
 from gateway.store.migrate import migrate
+from gateway.store.runs import RunStore
 from tests.conftest import NewDatabase, run_apart
+from tests.support.chunks import StoredRun, StoredWriter
 from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually_async
 from tests.support.writer_stream import WriterStream, batch, finish, keys, opening
@@ -59,6 +64,41 @@ class Clock:
         await self._connection.execute("INSERT INTO run_heartbeats VALUES ($1, now())", run_id)
         return run_id
 
+    async def logged(self, *, resumed: bool = False) -> tuple[StoredRun, StoredWriter]:
+        """A live run that logs `k`; where it is resumed, at step 5 of 9."""
+        run = await StoredRun.create(self._connection)
+        await self._connection.execute("INSERT INTO run_heartbeats VALUES ($1, now())", run.run_id)
+        writer = await run.writer()
+        await run.commit(writer, [("k", step, step, float(step)) for step in range(10)])
+        if resumed:
+            await run.attempt(2, resume_step=5)
+            writer = await run.writer(attempt=2)
+        return run, writer
+
+    async def due(self, run_id: uuid.UUID) -> None:
+        """Let a run be the next that is refreshed."""
+        await self._connection.execute(
+            "UPDATE run_heartbeats SET refreshed_at = '-infinity' WHERE run_id = $1", run_id
+        )
+
+    async def row(self, run_id: uuid.UUID) -> tuple[int, int, float, float]:
+        """What searches know of `k`: its points, last step, last and greatest value."""
+        row = await self._connection.fetchrow(
+            "SELECT point_count, last_step, last_value, max_value FROM run_metrics"
+            " WHERE run_id = $1 AND key = 'k'",
+            run_id,
+        )
+        return tuple(row)
+
+    async def waiting(self) -> bool:
+        """Whether a statement waits for a lock."""
+        return bool(
+            await self._connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        )
+
     async def state(self, run_id: uuid.UUID) -> RunState:
         return RunState(
             await self._connection.fetchval("SELECT state FROM runs WHERE run_id = $1", run_id)
@@ -78,10 +118,41 @@ async def clock(database_dsn: str) -> AsyncIterator[Clock]:
 
 
 @pytest.fixture
-async def leases(database_dsn: str) -> AsyncIterator[LivenessStore]:
-    database = await Database.connect(database_dsn, ingest_connections=0, query_connections=2)
-    yield LivenessStore(database, lease_s=LEASE_S, gap_max_s=GAP_MAX_S)
+async def database(database_dsn: str) -> AsyncIterator[Database]:
+    database = await Database.connect(database_dsn, ingest_connections=0, query_connections=3)
+    yield database
     await database.close()
+
+
+@pytest.fixture
+def leases(database: Database) -> LivenessStore:
+    return LivenessStore(database, lease_s=LEASE_S, gap_max_s=GAP_MAX_S)
+
+
+@pytest.fixture
+def hasty(database: Database) -> LivenessStore:
+    """The same, and a refresh may take half a second."""
+    return LivenessStore(database, lease_s=LEASE_S, gap_max_s=GAP_MAX_S, refresh_timeout_s=0.5)
+
+
+async def finish_run(database: Database, run: StoredRun, *, attempt: int = 1) -> None:
+    _, applied = await RunStore(database).finish(
+        run.run_id, workspace_id=0, attempt=attempt, state=RunState.FINISHED
+    )
+    assert applied
+
+
+@contextlib.asynccontextmanager
+async def held(dsn: str, run: StoredRun) -> AsyncIterator[None]:
+    """Lock a run's search rows, so that no refresh of it comes to its end."""
+    other = await asyncpg.connect(dsn)
+    try:
+        async with other.transaction():
+            locked = "SELECT FROM run_metrics WHERE run_id = $1 FOR UPDATE"
+            assert await other.fetch(locked, run.run_id)
+            yield
+    finally:
+        await other.close()
 
 
 async def test_a_run_is_lost_when_its_lease_is_over_and_not_before(
@@ -96,6 +167,7 @@ async def test_a_run_is_lost_when_its_lease_is_over_and_not_before(
     assert (sweep.lost, sweep.restarted) == (1, False)
     assert await clock.state(silent) is RunState.LOST
     assert await clock.state(speaking) is RunState.RUNNING
+    await leases.refresh_some(delay_s=0)
     assert await clock.live() == 1  # the next sweep looks at the speaking one only
 
 
@@ -121,7 +193,54 @@ async def test_runs_that_ended_are_never_lost(clock: Clock, leases: LivenessStor
     await clock.heard(run_id, 86_400)
     await clock.swept(5)
     await leases.sweep()
+    await leases.refresh_some(delay_s=0)
     assert await clock.state(run_id) is RunState.FINISHED
+    assert await clock.live() == 0
+
+
+async def test_a_run_is_looked_at_until_it_is_lost(clock: Clock, leases: LivenessStore) -> None:
+    run_id = await clock.run()
+    await clock.heard(run_id, LEASE_S + 1)
+    await clock.swept(5)
+    await leases.refresh_some(delay_s=0)  # before the sweep that will find it silent
+    assert await clock.live() == 1
+    await leases.sweep()
+    assert await clock.state(run_id) is RunState.LOST
+    assert await leases.refresh_some(delay_s=0) == Refresh(runs=1, failed=0)
+    assert await clock.live() == 0
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_runs_are_lost_whatever_becomes_of_their_last_refresh(
+    *,
+    resumed: bool,
+    clock: Clock,
+    database_dsn: str,
+    leases: LivenessStore,
+    hasty: LivenessStore,
+) -> None:
+    stuck, other = [await clock.logged(resumed=resumed) for _ in range(2)]
+    await leases.refresh_some(delay_s=0)
+    for run, writer in (stuck, other):
+        await run.commit(writer, [("k", 10, 10, 10.0)])
+        await clock.heard(run.run_id, LEASE_S + 1)
+        await clock.due(run.run_id)
+    async with held(database_dsn, stuck[0]):
+        for _ in range(2):
+            await clock.swept(5)
+            sweep = await hasty.sweep()
+            assert sweep is not None
+            assert not sweep.restarted
+            await hasty.refresh_some(delay_s=0)
+        for run, _ in (stuck, other):
+            assert await clock.state(run.run_id) is RunState.LOST
+        points = 6 if resumed else 11
+        assert await clock.row(other[0].run_id) == (points, 10, 10.0, 10.0)
+        assert (await clock.row(stuck[0].run_id))[0] < points
+        assert await clock.live() == 1  # the stuck one
+    await clock.due(stuck[0].run_id)
+    assert await leases.refresh_some(delay_s=0) == Refresh(runs=1, failed=0)
+    assert await clock.row(stuck[0].run_id) == (points, 10, 10.0, 10.0)
     assert await clock.live() == 0
 
 
@@ -141,10 +260,113 @@ async def test_of_two_gateways_one_refreshes_a_run(
     other = await asyncpg.connect(database_dsn)
     async with other.transaction():
         await other.fetch("SELECT FROM run_heartbeats WHERE run_id = $1 FOR UPDATE", run_id)
-        assert await leases.refresh_some(delay_s=0) == 0
-    assert await leases.refresh_some(delay_s=0) == 1
-    assert await leases.refresh_some(delay_s=0) == 0
+        assert await leases.refresh_some(delay_s=0) == Refresh(runs=0, failed=0)
+    assert await leases.refresh_some(delay_s=0) == Refresh(runs=1, failed=0)
+    assert await leases.refresh_some(delay_s=0) == Refresh(runs=0, failed=0)
     await other.close()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_run_that_cannot_be_refreshed_keeps_no_other_from_it(
+    *,
+    resumed: bool,
+    clock: Clock,
+    database_dsn: str,
+    leases: LivenessStore,
+    hasty: LivenessStore,
+) -> None:
+    stuck, other = [await clock.logged(resumed=resumed) for _ in range(2)]
+    await leases.refresh_some(delay_s=0)
+    for run, writer in (stuck, other):
+        await run.commit(writer, [("k", 10, 10, 10.0)])
+        await clock.due(run.run_id)
+    async with held(database_dsn, stuck[0]):
+        assert await hasty.refresh_some(delay_s=0) == Refresh(runs=1, failed=1)
+        assert (await clock.row(other[0].run_id))[1:] == (10, 10.0, 10.0)
+        # Put off: it does not take the time of others again and again.
+        await clock.heard(stuck[0].run_id, 0)
+        assert await hasty.refresh_some(delay_s=0) == Refresh(runs=0, failed=0)
+    await clock.heard(stuck[0].run_id, -LEASE_S - 1)
+    await clock.due(stuck[0].run_id)
+    assert await hasty.refresh_some(delay_s=0) == Refresh(runs=1, failed=0)
+    assert (await clock.row(stuck[0].run_id))[1:] == (10, 10.0, 10.0)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_run_ends_whatever_becomes_of_its_last_refresh(
+    *,
+    resumed: bool,
+    clock: Clock,
+    database: Database,
+    database_dsn: str,
+    leases: LivenessStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_metrics, "_AT_THE_END_S", 0.5)
+    run, writer = await clock.logged(resumed=resumed)
+    await leases.refresh_some(delay_s=0)
+    await run.commit(writer, [("k", 10, 10, 10.0)])
+    async with held(database_dsn, run):
+        await finish_run(database, run, attempt=writer.attempt)
+        assert await clock.state(run.run_id) is RunState.FINISHED
+        assert (await clock.row(run.run_id))[1] < 10
+    assert await leases.refresh_some(delay_s=0) == Refresh(runs=1, failed=0)
+    assert await clock.row(run.run_id) == (6 if resumed else 11, 10, 10.0, 10.0)
+
+
+async def test_an_older_refresh_does_not_undo_what_the_end_of_a_run_has_stored(
+    clock: Clock, database: Database, database_dsn: str, leases: LivenessStore
+) -> None:
+    (earlier, _), (later, writer) = sorted(
+        [await clock.logged(), await clock.logged()], key=lambda made: made[0].run_id
+    )
+    await leases.refresh_some(delay_s=0)
+    for run in (earlier, later):
+        await clock.due(run.run_id)
+    async with held(database_dsn, earlier):
+        older = asyncio.create_task(leases.refresh_some(delay_s=0))
+        await eventually_async(clock.waiting)  # it has read both runs
+        await later.commit(writer, [("k", 10, 10, 10.0)])
+        await finish_run(database, later)
+        assert await clock.row(later.run_id) == (11, 10, 10.0, 10.0)
+    assert await older == Refresh(runs=2, failed=0)
+    assert await clock.row(later.run_id) == (11, 10, 10.0, 10.0)
+
+
+async def test_a_resumed_run_whose_refresh_takes_long_is_refreshed_less_often(
+    clock: Clock, leases: LivenessStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, writer = await clock.logged(resumed=True)
+    await run.commit(writer, [("k", 5, 5, 5.0)])
+    monkeypatch.setattr(liveness, "_REST_FACTOR", 10_000)  # of some milliseconds
+    assert await leases.refresh_some(delay_s=0) == Refresh(runs=1, failed=0)
+    await clock.heard(run.run_id, 0)
+    assert await leases.refresh_some(delay_s=0) == Refresh(runs=0, failed=0)
+    assert await clock.row(run.run_id) == (6, 5, 5.0, 5.0)
+
+
+async def test_where_points_are_hidden_the_newer_refresh_waits_for_the_older(
+    clock: Clock, database: Database, leases: LivenessStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, writer = await clock.logged(resumed=True)
+    has_read, go_on = asyncio.Event(), asyncio.Event()
+    read = summaries.cut_summaries
+
+    async def read_and_dawdle(*arguments: Any) -> Any:
+        found = await read(*arguments)
+        has_read.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(run_metrics, "cut_summaries", read_and_dawdle)
+    older = asyncio.create_task(leases.refresh_some(delay_s=0))
+    await has_read.wait()
+    await run.commit(writer, [("k", 5, 5, -1.0)])
+    newer = asyncio.create_task(finish_run(database, run, attempt=2))
+    await eventually_async(clock.waiting)
+    go_on.set()
+    await asyncio.gather(older, newer)
+    assert await clock.row(run.run_id) == (6, 5, -1.0, 4.0)
 
 
 async def test_a_sweep_reads_live_runs_only(database_dsn: str, leases: LivenessStore) -> None:
@@ -259,8 +481,8 @@ async def test_searches_see_metrics_within_the_delay_and_exactly_at_the_end(
             await eventually_async(seen)
             await stream.send(batch(2, value=[3.0]), finish(2))
             assert (await stream.failure()).code is grpc.StatusCode.OK
-        run = (await tracker.runs.FinishRun(pb.FinishRunRequest(run_id=run_id))).run
-        (metric,) = run.metrics
+        await tracker.runs.FinishRun(pb.FinishRunRequest(run_id=run_id))
+        (metric,) = (await tracker.run(run_id)).metrics
         assert (metric.last, metric.min, metric.max) == (3.0, 3.0, 7.0)
         assert (metric.last_step, metric.point_count, metric.rank) == (2, 2, 1)
         assert await tracker.search(filter="metrics.k.max = 7 AND metrics.k.step = 2")
@@ -283,6 +505,6 @@ async def test_hidden_points_do_not_count(impatient: GatewayProcess) -> None:
                     finish(1),
                 )
                 assert (await stream.failure()).code is grpc.StatusCode.OK
-        request = pb.FinishRunRequest(run_id=run_id, attempt=2)
-        (metric,) = (await tracker.runs.FinishRun(request)).run.metrics
+        await tracker.runs.FinishRun(pb.FinishRunRequest(run_id=run_id, attempt=2))
+        (metric,) = (await tracker.run(run_id)).metrics
         assert (metric.min, metric.max, metric.last, metric.point_count) == (1.0, 2.5, 2.25, 4)

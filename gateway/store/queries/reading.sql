@@ -62,8 +62,12 @@ FROM (
         CASE WHEN whole THEN c.first_step ELSE inside.first_step END AS first_step,
         CASE WHEN whole THEN c.last_step ELSE inside.last_step END AS last_step
     FROM unnest($2::bigint[], $3::integer[], $4::boolean[]) AS u (series_id, position, exempt)
-    JOIN metric_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
-        AND c.first_step <= $6 AND c.last_step >= $5
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM metric_chunks
+        WHERE run_id = $1 AND series_id = u.series_id AND first_step <= $6 AND last_step >= $5
+        OFFSET 0 -- each series by the index, and not, perhaps, all chunks of the run
+    ) c
     LEFT JOIN unnest($7::integer[], $8::bigint[]) AS h (attempt, hidden_from_step)
         ON h.attempt = c.attempt AND NOT u.exempt
     CROSS JOIN LATERAL (
@@ -102,14 +106,28 @@ CROSS JOIN LATERAL (
 ) c;
 
 -- name: chunks_by_group
--- The same for groups of several series, or with attempts kept apart (7).
+-- The same for groups of several series, or with attempts kept apart (7). Each group is
+-- sorted by itself: a sort of all would write every chunk to the database's disk first.
 SELECT
-    length(c.point_values) / 4 + (c.step_offsets IS NOT NULL)::integer, u.position, u.rank,
+    length(c.point_values) / 4 + (c.step_offsets IS NOT NULL)::integer, g.position, c.rank,
     c.attempt, c.first_step, c.last_step, c.first_time, c.point_values, c.time_offsets, c.step_offsets
-FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS u (series_id, position, rank)
-JOIN metric_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
-    AND c.first_step <= $6 AND c.last_step >= $5
-ORDER BY u.position, CASE WHEN $7::boolean THEN c.attempt ELSE 0 END, c.first_step;
+FROM (
+    SELECT position, array_agg(series_id) AS series_ids, array_agg(rank) AS ranks
+    FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS u (series_id, position, rank)
+    GROUP BY position
+    ORDER BY position
+) g
+CROSS JOIN LATERAL (
+    SELECT m.*, u.rank
+    FROM unnest(g.series_ids, g.ranks) AS u (series_id, rank)
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM metric_chunks
+        WHERE run_id = $1 AND series_id = u.series_id AND first_step <= $6 AND last_step >= $5
+        OFFSET 0 -- as in extents
+    ) m
+    ORDER BY CASE WHEN $7::boolean THEN m.attempt ELSE 0 END, m.first_step
+) c;
 
 -- name: chunk_outlines
 -- What chunks say without being opened, to choose those that down-sampling needs.
@@ -135,6 +153,18 @@ SELECT
 FROM metric_chunks c
 WHERE c.run_id = $1 AND c.series_id = $2 AND c.first_step = ANY ($5::bigint[])
 ORDER BY c.first_step;
+
+-- name: take_time
+-- For the rest of the transaction: a reader may be slow for (1), a time with its unit, in which
+-- PostgreSQL cannot send, or has nothing to do. No row is locked meanwhile.
+SELECT
+    set_config('tcp_user_timeout', $1, true),
+    set_config('idle_in_transaction_session_timeout', $1, true);
+
+-- name: hold_place
+-- Until the transaction ends, compaction does not settle what the run (1) commits: no_place_held
+-- in compaction.sql asks for the same lock, alone.
+SELECT pg_advisory_xact_lock_shared(hashtextextended('headrace: followers of ' || ($1::uuid)::text, 0));
 
 -- name: watermark_sum
 -- Following. Two numbers that only grow tell whether anything was committed.
@@ -187,43 +217,53 @@ WHERE run_id = $1 AND series_id = ANY ($2::bigint[]);
 
 -- name: cut_summaries
 -- The summaries of attempts that a later one cuts, from their chunks: (2) series,
--- (3) attempts, (4) from which step on they are hidden. Only chunks that cross that
--- step, and those that may hold the last point, are looked into.
-WITH cut AS (
+-- (3) attempts, (4) from which step on they are hidden. Chunks below that step are walked once;
+-- only those that cross it, and those that hold the last point, are looked into.
+SELECT
+    u.series_id, u.attempt, cut.point_count, cut.last_step, last.time_us AS last_time_us,
+    last.value AS last_value, cut.min_value, coalesce(cut.max_value, 'NaN') AS max_value
+FROM unnest($2::bigint[], $3::integer[], $4::bigint[]) AS u (series_id, attempt, hidden_from_step)
+CROSS JOIN LATERAL (
     SELECT
-        u.series_id,
-        u.attempt,
-        sum(CASE WHEN whole THEN length(c.point_values) / 8 ELSE inside.point_count END)::bigint
-            AS point_count,
-        max(CASE WHEN whole THEN c.last_step ELSE inside.last_step END) AS last_step,
-        min(CASE WHEN whole THEN c.min_value ELSE inside.min_value END) AS min_value,
-        max(nullif(CASE WHEN whole THEN c.max_value ELSE inside.max_value END, 'NaN'))
-            AS max_value
-    FROM unnest($2::bigint[], $3::integer[], $4::bigint[]) AS u (series_id, attempt, hidden_from_step)
-    JOIN metric_chunks c ON c.run_id = $1 AND c.series_id = u.series_id
-        AND c.attempt = u.attempt AND c.first_step < u.hidden_from_step
-    CROSS JOIN LATERAL (SELECT c.last_step < u.hidden_from_step AS whole) w
-    CROSS JOIN LATERAL (
-        SELECT
-            count(*) AS point_count,
-            max(step) AS last_step,
-            min(value) AS min_value,
-            max(nullif(value, 'NaN')) AS max_value
+        sum(point_count)::bigint AS point_count,
+        max(last_step) AS last_step,
+        min(min_value) AS min_value,
+        max(max_value) AS max_value,
+        array_agg(first_step) FILTER (WHERE last_step = greatest_step) AS first_steps
+    FROM (
+        SELECT *, max(last_step) OVER () AS greatest_step
         FROM (
             SELECT
-                packed_float8(c.point_values, place) AS value,
-                chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.point_values) / 8, place)
-                    AS step
-            FROM generate_series(0, length(c.point_values) / 8 - 1) AS p (place)
-        ) s
-        WHERE NOT whole AND step < u.hidden_from_step
-    ) inside
-    GROUP BY u.series_id, u.attempt
-)
-SELECT
-    cut.series_id, cut.attempt, cut.point_count, cut.last_step, last.time_us AS last_time_us,
-    last.value AS last_value, cut.min_value, coalesce(cut.max_value, 'NaN') AS max_value
-FROM cut
+                c.first_step,
+                CASE WHEN whole THEN length(c.point_values) / 8 ELSE inside.point_count END
+                    AS point_count,
+                CASE WHEN whole THEN c.last_step ELSE inside.last_step END AS last_step,
+                CASE WHEN whole THEN c.min_value ELSE inside.min_value END AS min_value,
+                nullif(CASE WHEN whole THEN c.max_value ELSE inside.max_value END, 'NaN')
+                    AS max_value
+            FROM metric_chunks c
+            CROSS JOIN LATERAL (SELECT c.last_step < u.hidden_from_step AS whole) w
+            CROSS JOIN LATERAL (
+                SELECT
+                    count(*) AS point_count,
+                    max(step) AS last_step,
+                    min(value) AS min_value,
+                    max(nullif(value, 'NaN')) AS max_value
+                FROM (
+                    SELECT
+                        packed_float8(c.point_values, place) AS value,
+                        chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.point_values) / 8, place)
+                            AS step
+                    FROM generate_series(0, length(c.point_values) / 8 - 1) AS p (place)
+                ) s
+                WHERE NOT whole AND step < u.hidden_from_step
+            ) inside
+            WHERE c.run_id = $1 AND c.series_id = u.series_id AND c.attempt = u.attempt
+                AND c.first_step < u.hidden_from_step
+            OFFSET 0                        -- else the window would hold the packed columns
+        ) chunk
+    ) compared
+) cut
 CROSS JOIN LATERAL (
     SELECT time_us, value
     FROM (
@@ -232,8 +272,8 @@ CROSS JOIN LATERAL (
             packed_float8(c.point_values, place) AS value
         FROM metric_chunks c
         CROSS JOIN LATERAL generate_series(0, length(c.point_values) / 8 - 1) AS p (place)
-        WHERE c.run_id = $1 AND c.series_id = cut.series_id AND c.attempt = cut.attempt
-            AND c.first_step <= cut.last_step AND c.last_step >= cut.last_step
+        WHERE c.run_id = $1 AND c.series_id = u.series_id AND c.attempt = u.attempt
+            AND c.first_step = ANY (cut.first_steps)
             AND cut.last_step
                 = chunk_step(c.first_step, c.last_step, c.step_offsets, length(c.point_values) / 8, place)
     ) at_last_step
