@@ -36,10 +36,6 @@ RECEIVE_BYTES_MAX: Final = 2 * MESSAGE_BYTES_MAX
 """Where gRPC itself cuts a message off, without an ErrorInfo. Above the
 contract's limit, so that the common mistake gets the clear error."""
 
-_METADATA_BYTES_MAX: Final = 16_384
-"""As HTTP/2 counts headers: names, values and 32 bytes each. gRPC grants so many too, but
-to each frame of a header block: a call that sends many would hold 6 MB before it is a call."""
-
 _REFUSAL_PATIENCE_S: Final = 0.2
 
 _REFUSALS: Final = frozenset(
@@ -61,7 +57,6 @@ class _Call:
     permission: Permission
     authorization: str | None
     workspace: str | None
-    metadata_bytes: int
     streaming: bool
 
 
@@ -93,7 +88,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             permission=permission,
             authorization=_text_of(metadata, "authorization"),
             workspace=_text_of(metadata, "headrace-workspace"),
-            metadata_bytes=sum(len(name) + len(value) + 32 for name, value in metadata),
             streaming=handler.request_streaming or handler.response_streaming,
         )
         return self._guard(handler, call)
@@ -133,7 +127,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         code = "OK"
         open_call = OpenCall()
         try:
-            _check_metadata(call)
             set_identity(await self._identified(call))
             async with self._verified_again(call, open_call):
                 yield
@@ -213,18 +206,6 @@ async def _write_all(responses: Any, context: Any) -> None:
     async with contextlib.aclosing(responses):
         async for response in responses:
             await context.write(response)
-
-
-def _check_metadata(call: _Call) -> None:
-    if call.metadata_bytes > _METADATA_BYTES_MAX:
-        raise HeadraceError(
-            Reason.LIMIT_EXCEEDED,
-            f"the call's metadata has {call.metadata_bytes} bytes; the limit is"
-            f" {_METADATA_BYTES_MAX}",
-            field="metadata",
-            value=call.metadata_bytes,
-            limit=_METADATA_BYTES_MAX,
-        )
 
 
 def _text_of(metadata: Any, name: str) -> str | None:

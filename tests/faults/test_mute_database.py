@@ -20,7 +20,7 @@ from gateway.store import connections
 from gateway.store.connections import Database
 from tests.support.gateway_process import GatewayProcess
 from tests.support.oracle import ConnectionWatch, Oracle
-from tests.support.proxy import Fault, Moment, Proxy, Trap
+from tests.support.proxy import Fault, MessageTrap, Moment, Proxy
 
 _BUDGET: Final = 5
 _ARGUMENTS: Final = (
@@ -66,7 +66,7 @@ async def _assert_all_stored_once(dsn: str, result: Result) -> None:
             assert stored == _TRAFFIC.stream_points
 
 
-def _trap(proxy: Proxy, place: str) -> Trap:
+def _trap(proxy: Proxy, place: str) -> MessageTrap:
     match place:
         case "watermark update":
             pattern = "committed_sequence = u.last_sequence"

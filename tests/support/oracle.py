@@ -7,7 +7,10 @@ gateway's backends as PostgreSQL sees them.
 
 import asyncio
 import contextlib
+import time
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -25,6 +28,8 @@ SELECT
 FROM metric_chunks
 WHERE run_id = $1
 """
+Points = npt.NDArray[Any]
+"""Of dtype _POINT."""
 _POINT: Final = np.dtype(
     [
         ("series_id", np.int64),
@@ -34,7 +39,13 @@ _POINT: Final = np.dtype(
         ("value", np.float64),
     ]
 )
-_DEAD: Final = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
+DYING: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+"""What a connection raises whose server is on its way down or up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +62,32 @@ class WriterRow:
     finished: bool
 
 
+@dataclass(slots=True, kw_only=True)
+class Audit:
+    """What an oracle has counted.
+
+    Attributes:
+        points: stored.
+        lost: not stored, of those that must be.
+        doubled: stored again, of those that are stored.
+    """
+
+    points: int = 0
+    lost: int = 0
+    doubled: int = 0
+
+
 class Oracle:
-    """Reads one database directly. Make it with `async with Oracle(dsn)`."""
+    """Reads one database directly. Make it with `async with Oracle(dsn)`.
+
+    Attributes:
+        audit: sums over everything that was checked.
+    """
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._connection: Any = None
+        self.audit = Audit()
 
     async def __aenter__(self) -> Self:
         self._connection = await asyncpg.connect(self._dsn)
@@ -75,59 +106,42 @@ class Oracle:
         rows: list[Any] = await self._connection.fetch(statement, *arguments)
         return rows
 
+    async def writers(self, run_id: str) -> dict[str, WriterRow]:
+        """Return the rows of a run's writers by writer id."""
+        rows = await self.fetch("SELECT * FROM writers WHERE run_id = $1", uuid.UUID(run_id))
+        return {
+            row["writer_id"].hex: WriterRow(
+                writer_no=row["writer_no"],
+                rank=row["rank"],
+                committed_sequence=row["committed_sequence"],
+                accepted_points=row["accepted_points"],
+                rejected_points=row["rejected_points"],
+                late_points=row["late_points"],
+                repeated_points=row["repeated_points"],
+                finished=row["finished_at"] is not None,
+            )
+            for row in rows
+        }
+
     async def writer(self, run_id: str, writer_id: str) -> WriterRow | None:
         """Return the row of a writer, None when it never opened a stream."""
-        rows = await self.fetch(
-            "SELECT * FROM writers WHERE run_id = $1 AND writer_id = $2",
-            uuid.UUID(run_id),
-            uuid.UUID(writer_id),
-        )
-        if not rows:
-            return None
-        row = rows[0]
-        return WriterRow(
-            writer_no=row["writer_no"],
-            rank=row["rank"],
-            committed_sequence=row["committed_sequence"],
-            accepted_points=row["accepted_points"],
-            rejected_points=row["rejected_points"],
-            late_points=row["late_points"],
-            repeated_points=row["repeated_points"],
-            finished=row["finished_at"] is not None,
-        )
+        return (await self.writers(run_id)).get(uuid.UUID(writer_id).hex)
 
-    async def points(self, run_id: str) -> "npt.NDArray[Any]":
+    async def points(self, run_id: str) -> Points:
         """Return every stored point of a run: series_id, writer_no, step, time_us, value."""
         chunks = [_points(row) for row in await self.fetch(_CHUNKS, uuid.UUID(run_id))]
         return np.concatenate(chunks) if chunks else np.empty(0, _POINT)
 
-    async def series_ids(self, run_id: str, rank: int, plan: Plan) -> "npt.NDArray[np.int64]":
-        """Return the series id of each series index of a plan; -1 where there is none."""
-        rows = await self.fetch(
-            "SELECT key, series_id FROM series WHERE run_id = $1 AND rank = $2",
-            uuid.UUID(run_id),
-            rank,
-        )
-        ids = {row["key"]: row["series_id"] for row in rows}
-        keys = (plan.key(index) for index in range(plan.series))
-        return np.array([ids.get(key, -1) for key in keys], dtype=np.int64)
-
     async def check_writer(
-        self,
-        plan: Plan,
-        *,
-        run_id: str,
-        writer_id: str,
-        sent: int,
-        acknowledged: int,
-        points: "npt.NDArray[Any] | None" = None,
+        self, plan: Plan, *, run_id: str, writer_id: str, sent: int, acknowledged: int
     ) -> int:
         """Assert that the writer's stored points are those of records 1..watermark, once each.
+
+        Nothing that a plan sends may be rejected.
 
         Args:
             sent: the greatest sequence ever sent.
             acknowledged: the greatest sequence ever acknowledged.
-            points: `self.points(run_id)`, where the caller has it already.
 
         Returns:
             how many points are stored.
@@ -140,20 +154,70 @@ class Oracle:
         watermark = row.committed_sequence
         assert acknowledged <= watermark, f"{name}: {acknowledged} acknowledged, {watermark} stored"
         assert watermark <= sent, f"{name}: {watermark} stored, {sent} sent"
-        stored = await self.points(run_id) if points is None else points
-        stored = stored[stored["writer_no"] == row.writer_no]
+        keys = [plan.key(index) for index in range(plan.series)]
         expected = plan.columns(1, watermark)
-        ids = await self.series_ids(run_id, row.rank, plan)
-        assert_same_points(name, stored, expected, ids)
-        counted = row.accepted_points + row.rejected_points
-        assert counted == len(stored), f"{name}: {counted} counted, {len(stored)} stored"
+        return await self.check_points(name, run_id, row, expected, keys=keys)
+
+    async def check_points(
+        self, name: str, run_id: str, row: WriterRow, expected: Columns, *, keys: Sequence[str]
+    ) -> int:
+        """Assert that a writer has the expected points, once each, and counted and summed up so.
+
+        Args:
+            name: of the writer, for people.
+            run_id, row: the writer.
+            expected: all its points.
+            keys: the key of each series index of `expected`.
+
+        Returns:
+            how many points are stored.
+        """
+        stored = await self.points(run_id)
+        stored = stored[stored["writer_no"] == row.writer_no]
+        found = await self.fetch(
+            "SELECT key, series_id FROM series WHERE run_id = $1 AND rank = $2",
+            uuid.UUID(run_id),
+            row.rank,
+        )
+        ids = {series["key"]: series["series_id"] for series in found}
+        series_ids = np.array([ids.get(key, -1) for key in keys], np.int64)
+        self._compare(name, stored, expected, series_ids)
+        counters = (row.accepted_points, row.rejected_points)
+        assert counters == (len(stored), 0), (
+            f"{name}: {len(stored)} points stored, accepted and rejected {counters}"
+        )
         await self._check_summaries(name, run_id, row, stored)
         return len(stored)
 
-    async def _check_summaries(
-        self, name: str, run_id: str, row: WriterRow, stored: "npt.NDArray[Any]"
+    def _compare(
+        self, name: str, stored: Points, expected: Columns, series_ids: "npt.NDArray[np.int64]"
     ) -> None:
-        """Assert that the writer's summaries are the fold of its stored points."""
+        """Assert equality as multisets, values bit for bit; count what differs."""
+        ids = series_ids[expected.series_index] if len(expected) else series_ids[:0]
+        wanted = _rows(ids, expected.step, expected.time_us, expected.value)
+        found = _rows(stored["series_id"], stored["step"], stored["time_us"], stored["value"])
+        self.audit.points += len(found)
+        if np.array_equal(wanted, found):
+            return
+        rows, places = np.unique(np.concatenate((wanted, found)), axis=0, return_inverse=True)
+        places = places.reshape(-1)
+        times_wanted = np.bincount(places[: len(wanted)], minlength=len(rows))
+        times_found = np.bincount(places[len(wanted) :], minlength=len(rows))
+        lost = int((times_wanted - times_found).clip(0).sum())
+        doubled = int((times_found - times_wanted.clip(1)).clip(0).sum())
+        self.audit.lost += lost
+        self.audit.doubled += doubled
+        raise AssertionError(
+            f"{name}: {lost} points lost, {doubled} doubled,"
+            f" {int(times_found[times_wanted == 0].sum())} never sent; the first of them"
+            f" (series, step, time, bits of the value):"
+            f" {rows[times_wanted != times_found][0].tolist()}"
+        )
+
+    async def _check_summaries(
+        self, name: str, run_id: str, row: WriterRow, stored: Points
+    ) -> None:
+        """Assert that the writer's summaries are the fold of its stored points, and no more."""
         summaries = await self.fetch(
             "SELECT s.* FROM writer_summaries w, unnest(series_ids, point_counts, last_steps,"
             " last_values, min_values, max_values)"
@@ -163,6 +227,10 @@ class Oracle:
             row.writer_no,
         )
         found = {summary["series_id"]: summary for summary in summaries}
+        summed_up = sorted(summary["series_id"] for summary in summaries)
+        assert summed_up == np.unique(stored["series_id"]).tolist(), (
+            f"{name}: summaries of series {summed_up}"
+        )
         order = np.argsort(stored["series_id"], kind="stable")
         for group in np.split(
             stored[order], np.flatnonzero(np.diff(stored["series_id"][order])) + 1
@@ -177,12 +245,14 @@ class Oracle:
             actual = (summary["point_count"], summary["last_step"], summary["last_value"])
             np.testing.assert_equal(actual, expected, f"{name}: summary of series {series_id}")
             numbers = group["value"][~np.isnan(group["value"])]
+            extremes = (summary["min_value"], summary["max_value"])
             if len(numbers):
-                extremes = (summary["min_value"], summary["max_value"])
                 assert extremes == (numbers.min(), numbers.max()), f"{name}: {series_id}"
+            else:
+                assert np.isnan(extremes).all(), f"{name}: {series_id}"
 
 
-def _points(chunk: Any) -> "npt.NDArray[Any]":
+def _points(chunk: Any) -> Points:
     """Return the points of one row of metric_chunks."""
     value = np.frombuffer(chunk["point_values"], ">f8")
     time_offset = np.frombuffer(chunk["time_offsets"], ">i4")
@@ -203,46 +273,41 @@ def _points(chunk: Any) -> "npt.NDArray[Any]":
     return points
 
 
-def assert_same_points(
-    name: str, stored: "npt.NDArray[Any]", expected: Columns, series_ids: "npt.NDArray[np.int64]"
-) -> None:
-    """Assert equality as multisets, values bit for bit."""
-    columns = (
-        series_ids[expected.series_index] if len(expected) else series_ids[:0],
-        expected.step,
-        expected.time_us,
-        expected.value.view(np.int64),
-    )
-    found = (
-        stored["series_id"].astype(np.int64),
-        stored["step"].astype(np.int64),
-        stored["time_us"].astype(np.int64),
-        stored["value"].astype(np.float64).view(np.int64),
-    )
-    if len(columns[0]) != len(found[0]):
-        twice = len(found[0]) - len(np.unique(np.stack(found), axis=1).T)
-        raise AssertionError(
-            f"{name}: {len(columns[0])} points expected, {len(found[0])} stored"
-            f" ({twice} of them more than once)"
-        )
-    expected_order, found_order = np.lexsort(columns), np.lexsort(found)
-    for column, other, title in zip(
-        columns, found, ("series", "step", "time", "value"), strict=True
-    ):
-        different = np.flatnonzero(column[expected_order] != other[found_order])
-        assert not len(different), (
-            f"{name}: {len(different)} points differ in {title}, first: expected "
-            f"{[int(c[expected_order][different[0]]) for c in columns]}, stored "
-            f"{[int(c[found_order][different[0]]) for c in found]}"
-        )
+def _rows(
+    series_id: npt.ArrayLike,
+    step: npt.ArrayLike,
+    time_us: npt.ArrayLike,
+    value: "npt.NDArray[np.float64]",
+) -> "npt.NDArray[np.int64]":
+    """Return points as rows of four integers, sorted; a value as its bits."""
+    bits = np.ascontiguousarray(value).view(np.int64)
+    columns = np.stack((np.asarray(series_id, np.int64), step, time_us, bits))
+    return columns[:, np.lexsort(columns)].T
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """One client backend of a gateway, as PostgreSQL shows it.
+
+    Attributes:
+        process: the gateway process it serves, by its application name: `headrace-gateway/0`.
+        pid: its own.
+        started_s: when it started; seconds since 1970.
+        activity: its state and the beginning of its last statement.
+    """
+
+    process: str
+    pid: int
+    started_s: float
+    activity: str
 
 
 class ConnectionWatch:
     """Polls pg_stat_activity over a connection of its own.
 
     Attributes:
-        connections_max: the most client backends of gateways ever seen at once.
-        backends_at_max: what they were: name, pid, state and last statement.
+        connections_max: the most backends that one gateway process ever had at once.
+        backends_at_max: what they were.
         polls: how often it looked.
     """
 
@@ -250,9 +315,17 @@ class ConnectionWatch:
         self._dsn = dsn
         self._interval_s = interval_s
         self._task: asyncio.Task[None] | None = None
+        self._since_s: dict[str, float] = {}
         self.connections_max = 0
-        self.backends_at_max: list[str] = []
+        self.backends_at_max: list[Backend] = []
         self.polls = 0
+
+    def replaced(self, process: str) -> None:
+        """Note that the gateway process of this name is dead: later backends are the next one's.
+
+        The dead one's backends may still be there for a moment, and count no more.
+        """
+        self._since_s[process] = time.time()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._watch())
@@ -267,11 +340,13 @@ class ConnectionWatch:
         assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.result()  # it has not watched until now: that must not pass for a good sign
 
     async def _watch(self) -> None:
         while True:
             # A killed server takes this connection along: it comes back with it.
-            with contextlib.suppress(*_DEAD, asyncpg.PostgresError):
+            with contextlib.suppress(*DYING):
                 await self._poll()
             await asyncio.sleep(0.05)
 
@@ -279,20 +354,28 @@ class ConnectionWatch:
         connection = await asyncpg.connect(self._dsn, timeout=5)
         try:
             while True:
-                backends = await gateway_backends(connection)
-                if len(backends) > self.connections_max:
-                    self.connections_max, self.backends_at_max = len(backends), backends
-                self.polls += 1
+                self._count(await gateway_backends(connection))
                 await asyncio.sleep(self._interval_s)
         finally:
             connection.terminate()
 
+    def _count(self, backends: Sequence[Backend]) -> None:
+        self.polls += 1
+        alive = [one for one in backends if one.started_s >= self._since_s.get(one.process, 0.0)]
+        for process, count in Counter(one.process for one in alive).items():
+            if count > self.connections_max:
+                self.connections_max = count
+                self.backends_at_max = [one for one in alive if one.process == process]
 
-async def gateway_backends(connection: Any) -> list[str]:
-    """Describe the backends of gateways in this connection's database."""
+
+async def gateway_backends(connection: Any) -> list[Backend]:
+    """Return the backends of gateways in this connection's database, the oldest first."""
     rows = await connection.fetch(
-        "SELECT concat_ws(' ', application_name, pid, state, left(query, 60)) AS backend"
+        "SELECT application_name AS process, pid,"
+        " extract(epoch FROM backend_start)::float8 AS started_s,"
+        " concat_ws(' ', state, left(query, 60)) AS activity"
         " FROM pg_stat_activity WHERE backend_type = 'client backend'"
         " AND application_name LIKE 'headrace%' AND datname = current_database()"
+        " ORDER BY backend_start"
     )
-    return [row["backend"] for row in rows]
+    return [Backend(**row) for row in rows]

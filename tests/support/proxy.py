@@ -1,11 +1,11 @@
 """A TCP proxy that breaks the wire at chosen moments.
 
-It stands before PostgreSQL, S3 or the gateway, on loopback. In plain mode it
-cuts, delays, trickles or black-holes whole connections; with `postgres=True`
-it also understands the frontend's messages, and a `Trap` breaks the wire at
-one of them. So both outcomes of an ambiguous COMMIT can be forced: cut
-`BEFORE` it (the server never saw it) and cut at the `REPLY` (the server
-executed it, the client never hears).
+It stands before PostgreSQL, S3 or the gateway, on loopback. It cuts, delays,
+trickles or black-holes whole connections, and a `Trap` cuts the next one after
+its first bytes. With `postgres=True` it also understands the frontend's
+messages, and a `MessageTrap` breaks the wire at one of them. So both outcomes
+of an ambiguous COMMIT can be forced: cut `BEFORE` it (the server never saw it)
+and cut at the `REPLY` (the server executed it, the client never hears).
 
 Everything runs in the loop that called `start`; `ThreadedProxy` is the same
 for callers without one, and `python -m tests.support.proxy` for other processes.
@@ -24,6 +24,7 @@ from enum import Enum
 from typing import Any, Final, Self
 
 from tests.support.postgres_wire import (
+    CANCEL_REQUEST,
     GSS_REQUEST,
     SSL_REQUEST,
     BackendReader,
@@ -51,29 +52,15 @@ class Fault(Enum):
 
 
 class Trap:
-    """Breaks the first connection on which a matching message passes; once.
+    """Breaks one connection, once.
 
     Attributes:
-        outcome: None until sprung; then the tag of the server's reply
-            (`COMMIT`) for Moment.REPLY, else the moment's name.
+        outcome: None until sprung; then what happened.
     """
 
-    def __init__(
-        self, kinds: str, pattern: str, *, moment: Moment, fault: Fault, after_copy: bool
-    ) -> None:
-        self._kinds = kinds
-        self._pattern = re.compile(pattern, re.IGNORECASE)
-        self._after_copy = after_copy
-        self.moment = moment
-        self.fault = fault
+    def __init__(self) -> None:
         self.outcome: str | None = None
         self._sprung = asyncio.Event()
-
-    def matches(self, message: FrontendMessage, *, copied: bool) -> bool:
-        """Whether it springs; `copied` tells whether the transaction had a COPY before."""
-        if self._after_copy and not copied:
-            return False
-        return message.kind in set(self._kinds) and bool(self._pattern.search(message.sql))
 
     def spring(self, outcome: str) -> None:
         self.outcome = outcome
@@ -85,6 +72,30 @@ class Trap:
             async with asyncio.timeout(timeout_s):
                 await self._sprung.wait()
         return self._sprung.is_set()
+
+
+class MessageTrap(Trap):
+    """Breaks the first connection on which a matching message passes.
+
+    Its outcome is the tag of the server's reply (`COMMIT`) for Moment.REPLY, else the moment's
+    name.
+    """
+
+    def __init__(
+        self, kinds: str, pattern: str, *, moment: Moment, fault: Fault, after_copy: bool
+    ) -> None:
+        super().__init__()
+        self._kinds = set(kinds) or {""}
+        self._pattern = re.compile(pattern, re.IGNORECASE)
+        self._after_copy = after_copy
+        self.moment = moment
+        self.fault = fault
+
+    def matches(self, message: FrontendMessage, *, copied: bool) -> bool:
+        """Whether it springs; `copied` tells whether the transaction had a COPY before."""
+        if (self._after_copy and not copied) or message.code == CANCEL_REQUEST:
+            return False
+        return message.kind in self._kinds and bool(self._pattern.search(message.sql))
 
 
 class Proxy:
@@ -108,7 +119,8 @@ class Proxy:
         self.muted = False
         self.connections_total = 0
         self._postgres = postgres
-        self._traps: list[Trap] = []
+        self._traps: list[MessageTrap] = []
+        self._openings: list[tuple[int, Trap]] = []
         self._live: set[_Connection] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -170,29 +182,41 @@ class Proxy:
         moment: Moment,
         fault: Fault = Fault.CUT,
         after_copy: bool = False,
-    ) -> Trap:
+    ) -> MessageTrap:
         """Set a trap for the next frontend message of one of `kinds` whose SQL matches.
 
-        `after_copy` waits for one in a transaction that has copied something in.
+        No kind means the packet that starts a connection, to which there is no Moment.REPLY;
+        the password travels in kind `p`. `after_copy` waits for a message in a transaction
+        that has copied something in.
         """
-        assert self._postgres, "traps need postgres=True"
-        trap = Trap(kinds, pattern, moment=moment, fault=fault, after_copy=after_copy)
+        assert self._postgres, "messages are understood with postgres=True"
+        trap = MessageTrap(kinds, pattern, moment=moment, fault=fault, after_copy=after_copy)
         self._traps.append(trap)
         return trap
 
     def trap_commit(
         self, moment: Moment, fault: Fault = Fault.CUT, *, after_copy: bool = False
-    ) -> Trap:
+    ) -> MessageTrap:
         """Set a trap for the next COMMIT; `after_copy` for the next of a flush."""
         pattern = r"^\s*commit\b"
         return self.trap("QE", pattern, moment=moment, fault=fault, after_copy=after_copy)
 
+    def trap_opening(self, client_bytes: int) -> Trap:
+        """Set a trap for the next new connection: cut after so many bytes from its client.
+
+        Several are for as many connections, in the order in which they were set.
+        """
+        assert not self._postgres, "messages have traps of their own"
+        trap = Trap()
+        self._openings.append((client_bytes, trap))
+        return trap
+
     def disarm(self, trap: Trap) -> None:
         """Remove a trap if it has not sprung."""
-        if trap in self._traps:
-            self._traps.remove(trap)
+        self._traps = [one for one in self._traps if one is not trap]
+        self._openings = [one for one in self._openings if one[1] is not trap]
 
-    def sprung_by(self, message: FrontendMessage, *, copied: bool) -> Trap | None:
+    def sprung_by(self, message: FrontendMessage, *, copied: bool) -> MessageTrap | None:
         for trap in self._traps:
             if trap.matches(message, copied=copied):
                 self._traps.remove(trap)
@@ -225,7 +249,8 @@ class Proxy:
         except OSError:
             _reset(writer)
             return
-        connection = _Connection(self, (reader, writer), (up_reader, up_writer))
+        opening = self._openings.pop(0) if self._openings else None
+        connection = _Connection(self, (reader, writer), (up_reader, up_writer), opening)
         self._live.add(connection)
         try:
             await connection.run(postgres=self._postgres)
@@ -241,11 +266,13 @@ class _Connection:
         proxy: Proxy,
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        opening: tuple[int, Trap] | None,
     ) -> None:
         self._proxy = proxy
+        self._opening = opening
         self._client_reader, self._client_writer = client
         self._server_reader, self._server_writer = server
-        self._awaiting_reply: Trap | None = None
+        self._awaiting_reply: MessageTrap | None = None
         self._copied = False
         self._silent = asyncio.Event()
         self.ended = asyncio.Event()
@@ -282,7 +309,19 @@ class _Connection:
                 self.cut()
 
     async def _up(self) -> None:
-        await self._pump(self._client_reader, self._server_writer)
+        if self._opening is None:
+            await self._pump(self._client_reader, self._server_writer)
+        else:
+            await self._cut_opening(*self._opening)
+
+    async def _cut_opening(self, left: int, trap: Trap) -> None:
+        with self._resets_passed_on():
+            while left and (data := await self._client_reader.read(min(left, _PIECE_BYTES))):
+                await self._proxy.pass_on(data, self._server_writer)
+                left -= len(data)
+            self.cut()
+            if not left:
+                trap.spring("cut")
 
     async def _down(self) -> None:
         await self._pump(self._server_reader, self._client_writer, answers=True)
@@ -344,7 +383,7 @@ class _Connection:
             if not self._silent.is_set():
                 self._client_writer.write_eof()
 
-    def _act(self, trap: Trap, outcome: str) -> None:
+    def _act(self, trap: MessageTrap, outcome: str) -> None:
         if trap.fault is Fault.CUT:
             self.cut()
         else:

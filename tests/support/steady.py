@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.plan import Mix
 from benchmarks.raw_streams import Journal, Result, Traffic, run
-from tests.support.oracle import Oracle
+from tests.support.oracle import Audit, Oracle
 
 STREAMS: Final = 12
 RECOVERY_S: Final = 45.0
@@ -26,14 +26,19 @@ class Steady:
     Attributes:
         traffic: what is sent.
         recovery_s: the longest that `recovered` ever waited.
-        points: stored in the end, each exactly once; known after `steady` has ended.
+        audit: what the oracle counted; known after `steady` has ended.
     """
 
     def __init__(self, traffic: Traffic, journal: Path) -> None:
         self.traffic = traffic
         self.recovery_s = 0.0
-        self.points = 0
+        self.audit = Audit()
         self._journal = journal
+
+    @property
+    def points(self) -> int:
+        """Stored in the end, each exactly once."""
+        return self.audit.points
 
     def acknowledged(self) -> list[int]:
         """Return each stream's acknowledged watermark."""
@@ -112,9 +117,11 @@ async def steady(
     result: Result = await running
     assert not result.errors, result.errors
     async with Oracle(dsn) as oracle:
+        load.audit = oracle.audit
         pairs = Journal.read(str(journal)).tolist()
+        assert len(pairs) == STREAMS
         for stream, (sent, acknowledged) in enumerate(pairs):
-            load.points += await oracle.check_writer(
+            await oracle.check_writer(
                 traffic.plan(stream),
                 run_id=traffic.run_id(stream),
                 writer_id=traffic.writer_id(stream),
