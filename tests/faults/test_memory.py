@@ -60,8 +60,8 @@ async def test_idle_stream_costs_less_than_60_kilobytes(database_dsn: str, tmp_p
 @pytest.mark.parametrize(
     ("streams", "batches"),
     [
-        # Offers twice what the formula allows: a gateway without a budget fails.
-        pytest.param(250, 16, id="deep"),
+        # Offers nearly twice what the formula allows: a gateway without a budget fails.
+        pytest.param(500, 8, id="deep"),
         # What each stream holds of its own counts most.
         pytest.param(1_000, 2, id="wide", marks=pytest.mark.long),
     ],

@@ -77,6 +77,7 @@ class RawSender:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        assert self._process is None or self._process.poll() is not None, "it is alive"
         mix = self.traffic.mix
         command = [
             *(sys.executable, "-m", "benchmarks.raw_streams", self._address),
@@ -141,6 +142,7 @@ class Trainer:
         return self._directory / f"spools-{self._number}"
 
     def start(self) -> None:
+        assert self._process is None or self._process.poll() is not None, "it is alive"
         run_id = uuid.uuid4().hex
         journal = self._directory / f"trainer-{run_id}.journal"
         self.runs.append((run_id, journal))
