@@ -15,7 +15,7 @@ import asyncpg
 
 from gateway.embedded import EmbeddedPostgres
 
-START_DEADLINE_S: Final = 60.0
+START_DEADLINE_S: Final = 120.0
 INGEST_CONNECTIONS: Final = 2
 QUERY_CONNECTIONS: Final = 4
 CONNECTIONS_BUDGET: Final = INGEST_CONNECTIONS + QUERY_CONNECTIONS

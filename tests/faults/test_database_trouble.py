@@ -53,8 +53,8 @@ _SETTINGS: Final = (
 _PRESSING_STREAMS: Final = 32
 _PRESSING_BATCHES: Final = 16
 _BATCH_POINTS: Final = 8_192
-# The formula of docs/decisions/0003; the streams offer twice as much.
-_STREAM_BYTES: Final = 128 * 1024 + 28 * _BATCH_POINTS + 60_000
+# The formula of test_memory.py; the streams offer twice as much.
+_STREAM_BYTES: Final = 2 * 128 * 1024 + 28 * _BATCH_POINTS + 60_000
 _GROWTH_BYTES_MAX: Final = _PRESSING_STREAMS * _STREAM_BYTES + 5 * _PENDING_BYTES_MAX
 
 

@@ -192,7 +192,6 @@ _FLOODS: Final = {
             *[_frame(_CONTINUATION, 0, 1, _FILLER)] * _FLOOD_FRAMES,
         ],
         hangs_up=True,
-        hears=b"grpc-status\x018",  # RESOURCE_EXHAUSTED
         growth_mib_max=128,  # gRPC reads ahead of its parser, here as much as there is
     ),
     "DATA beyond the window": Flood(

@@ -43,7 +43,6 @@ HEARTBEATS: Final = 20_000  # a client that listens hears about half as many ack
 WINDOW_BYTES: Final = 65_536  # of the deaf client
 DEAF_GROWTH_BYTES_MAX: Final = 8 << 20
 
-CHURN_AT_ONCE: Final = 100
 CHURN_POINTS: Final = 5
 CHURN_LOTS: Final = 4
 CHURN_LEAK_BYTES_MAX: Final = 2_000  # a stream; what the gateway keeps of an open one has 6,000
@@ -93,12 +92,12 @@ async def test_short_streams_leave_nothing_behind(
     gateway: GatewayProcess, request: pytest.FixtureRequest
 ) -> None:
     long = request.config.getoption("--long")
-    lot = 1_000 if long else 250
+    lot, at_once = (1_000, 100) if long else (250, 16)
     memory = Memory(gateway.pid)
     runs: list[str] = []
     sizes = [memory.base]
     elapsed_s = 0.0
-    room = asyncio.Semaphore(CHURN_AT_ONCE)
+    room = asyncio.Semaphore(at_once)
     async with connected(gateway.address) as channel:
         for _ in range(CHURN_LOTS):
             created = [await create_run(channel) for _ in range(lot)]
