@@ -169,7 +169,7 @@ class Settings(BaseModel):
     flush_linger_ms: float = Field(default=2.0, ge=0, le=1_000)
     """How long a free writer waits for company when nothing else is pending."""
     lookahead_bytes: ByteSize = Field(default=ByteSize(128 * 2**10), ge=2**16, le=4 * 2**20)
-    """What HTTP/2 buffers of a stream that nobody reads."""
+    """What HTTP/2 may send ahead; gRPC buffers up to twice that of a stream that nobody reads."""
     streams_max: int = Field(default=10_000, ge=1, le=1_000_000)
     """Streams open at once, of all workers together; further ones are told to retry."""
     drain_deadline_s: float = Field(default=30.0, ge=0, le=3_600)

@@ -32,10 +32,10 @@ _NEWEST_FIRST: Final = (
     OrderTerm(field=Field(entity=Entity.ATTRIBUTE, key="start_time"), descending=True),
 )
 _WITH_DATA: Final = ("params", "tags", "summary", "metrics")
-_RUNS_FIRST: Final = 4
+_RUNS_FIRST: Final = 16
 _RUNS_GROWTH: Final = 8
 """Runs that are read first to learn how large they are, and how many times more at the next
-read at most: 4, 32, 256, 1,000."""
+read at most: 16, 128, 1,000."""
 _BY_NAME: Final = (OrderTerm(field=Field(entity=Entity.ATTRIBUTE, key="name")),)
 
 RUN_ATTRIBUTES: Final = RUNS.names
