@@ -286,7 +286,9 @@ async def test_a_failover_to_another_port_is_followed(tmp_path: Path) -> None:
     with own_postgres() as postgres:
         async with Proxy("127.0.0.1", postgres.port, postgres=True) as wire:
             dsn = postgres.dsn.replace(f":{postgres.port}/", f":{wire.port}/")
-            async with loaded(postgres, tmp_path, "PostgreSQL killed, back on another port", dsn=dsn) as load:
+            async with loaded(
+                postgres, tmp_path, "PostgreSQL killed, back on another port", dsn=dsn
+            ) as load:
                 postgres.kill()
                 await load.stalled()
                 postgres.port = free_port()
