@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from headrace.wire_format import varint
 
 TIME_ORIGIN_US: Final = 1_767_225_600_000_000  # 2026-01-01 UTC
 STEP_INTERVAL_US: Final = 1_000
@@ -195,39 +196,30 @@ def encode_batch(first_sequence: int, record_count: int, columns: Columns) -> by
             b"\x08",
             _padded_varint(first_sequence),
             b"\x10",
-            _varint(record_count),
+            varint(record_count),
             _packed(3, columns.series_index.astype("<u4").tobytes()),
             _packed(4, columns.step.astype("<i8").tobytes()),
             _packed(5, columns.time_us.astype("<i8").tobytes()),
             _packed(6, columns.value.astype("<f8").tobytes()),
         )
     )
-    return b"\x1a" + _varint(len(body)) + body
+    return b"\x1a" + varint(len(body)) + body
 
 
 def _head(message_bytes: int) -> bytes:
     """The bytes before the batch of a message of this length."""
     for length in range(1, 6):
         if _length_of_varint(message_bytes - 1 - length) == length:
-            return b"\x1a" + _varint(message_bytes - 1 - length)
+            return b"\x1a" + varint(message_bytes - 1 - length)
     raise AssertionError(message_bytes)
 
 
 def _packed(field: int, payload: bytes) -> bytes:
-    return struct.pack("B", field << 3 | 2) + _varint(len(payload)) + payload
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 127:
-        encoded.append(number & 127 | 128)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return struct.pack("B", field << 3 | 2) + varint(len(payload)) + payload
 
 
 def _length_of_varint(number: int) -> int:
-    return len(_varint(number))
+    return len(varint(number))
 
 
 def _padded_varint(number: int) -> bytes:

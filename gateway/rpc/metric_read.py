@@ -41,6 +41,7 @@ from gateway.domain.policies import RankAggregation, StepPolicy
 from gateway.domain.reads import ReadQuery, SeriesPart
 from gateway.rpc import fields
 from gateway.rpc.open_call import OpenCall, current_call
+from gateway.rpc.varint import varint
 from gateway.store.reading import MetricReading
 from gateway.store.summaries import SeriesQuery, SeriesSummary
 
@@ -316,20 +317,20 @@ def columns_message(part: SeriesPart, first: int) -> bytes:
     """Return the serialized message with at most 32,768 points of a part, from point `first`."""
     chosen = slice(first, first + READ_POINTS_PER_MESSAGE_MAX)
     key = part.key.encode()
-    pieces: list[Any] = [b"\x0a", _varint(len(key)), key]
+    pieces: list[Any] = [b"\x0a", varint(len(key)), key]
     if part.rank:
-        pieces += (b"\x10", _varint(part.rank % 2**64))  # int32 is sign-extended to 64 bits
+        pieces += (b"\x10", varint(part.rank % 2**64))  # int32 is sign-extended to 64 bits
     for tag, column in (
         (b"\x1a", part.points.step),
         (b"\x22", part.points.time_us),
         (b"\x2a", part.points.value),
     ):
         data = _little_endian(column[chosen])
-        pieces += (tag, _varint(data.nbytes), data)
+        pieces += (tag, varint(data.nbytes), data)
     if part.attempt:
-        pieces += (b"\x30", _varint(part.attempt))
+        pieces += (b"\x30", varint(part.attempt))
     length = sum(map(_bytes_in, pieces))
-    return b"".join((b"\x0a", _varint(length), *pieces))
+    return b"".join((b"\x0a", varint(length), *pieces))
 
 
 def _bytes_in(piece: Any) -> int:
@@ -339,12 +340,3 @@ def _bytes_in(piece: Any) -> int:
 def _little_endian(column: NDArray[Any]) -> NDArray[Any]:
     column = np.ascontiguousarray(column)
     return column if sys.byteorder == "little" else column.byteswap()
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)

@@ -21,6 +21,7 @@ from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.limits import MESSAGE_BYTES_MAX
 from gateway.ingest.session import Batch
 from gateway.rpc.metadata import entries
+from gateway.rpc.varint import varint
 
 _BATCH_TAG: Final = 0x1A
 _FIRST_SEQUENCE: Final = b"\x08"
@@ -76,8 +77,8 @@ def _in_place(message: bytes) -> Batch | None:
     head = _batch_head(end)
     if not head or not message.startswith(head):
         return None
-    first_sequence, place = _varint(message, len(head), _FIRST_SEQUENCE)
-    record_count, place = _varint(message, place, _RECORD_COUNT)
+    first_sequence, place = _field(message, len(head), _FIRST_SEQUENCE)
+    record_count, place = _field(message, place, _RECORD_COUNT)
     # The heads of the columns take less than a point does.
     points = (end - place) // _POINT_BYTES
     if points < 1 or first_sequence >= 2**63 or record_count >= 2**32:
@@ -107,7 +108,7 @@ def _in_place(message: bytes) -> Batch | None:
     )
 
 
-def _varint(message: bytes, place: int, tag: bytes) -> tuple[int, int]:
+def _field(message: bytes, place: int, tag: bytes) -> tuple[int, int]:
     """Return a field and the place after it; a place past the end when it is not there."""
     if message.startswith(tag, place):
         value = shift = 0
@@ -126,7 +127,7 @@ def _batch_head(message_bytes: int) -> bytes:
     head = bytes([_BATCH_TAG])
     for length_bytes in range(1, 5):
         body_bytes = message_bytes - 1 - length_bytes
-        if body_bytes >= 0 and len(length := _encoded(body_bytes)) == length_bytes:
+        if body_bytes >= 0 and len(length := varint(body_bytes)) == length_bytes:
             return head + length
     return b""
 
@@ -134,17 +135,7 @@ def _batch_head(message_bytes: int) -> bytes:
 @lru_cache(maxsize=4096)
 def _column_heads(points: int) -> tuple[bytes, ...]:
     """Return what stands before each column of a batch with so many points."""
-    return tuple(bytes([tag]) + _encoded(points * size) for tag, size in _COLUMNS)
-
-
-def _encoded(number: int) -> bytes:
-    """Return a number as a varint."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return tuple(bytes([tag]) + varint(points * size) for tag, size in _COLUMNS)
 
 
 def _from_metadata(batch: MetadataBatch, size_bytes: int) -> Batch:

@@ -18,18 +18,10 @@ from hypothesis import strategies as st
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.ingest.session import Batch
+from gateway.rpc.varint import varint
 from gateway.rpc.wire import decode
 
 _INT64 = st.integers(-(2**63), 2**63 - 1)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def _same(batch: object, expected: MetricBatch) -> None:
@@ -72,7 +64,7 @@ def test_packed_unpacked_and_split_columns_decode_alike(  # noqa: PLR0917 - hypo
     _same(decode(WriteMetricsRequest(batch=expected).SerializeToString()), expected)
 
     # The same batch, each column cut into packed and unpacked parts.
-    parts = b"\x08" + _varint(first) + b"\x10" + _varint(count)
+    parts = b"\x08" + varint(first) + b"\x10" + varint(count)
     for field, form, items in (
         (3, "<I", index),
         (4, "<q", step),
@@ -85,12 +77,12 @@ def test_packed_unpacked_and_split_columns_decode_alike(  # noqa: PLR0917 - hypo
             size = rng.randint(1, 3)  # type: ignore[attr-defined]
             packed = b"".join(struct.pack(form, item) for item in items[place : place + size])
             if rng.random() < 0.5:  # type: ignore[attr-defined]
-                parts += _varint(field << 3 | 2) + _varint(len(packed)) + packed
+                parts += varint(field << 3 | 2) + varint(len(packed)) + packed
             else:
                 for item in items[place : place + size]:
-                    parts += _varint(field << 3 | wire_type) + struct.pack(form, item)
+                    parts += varint(field << 3 | wire_type) + struct.pack(form, item)
             place += size
-    _same(decode(b"\x1a" + _varint(len(parts)) + parts), expected)
+    _same(decode(b"\x1a" + varint(len(parts)) + parts), expected)
 
 
 def _usual(points: int, first: int = 2**40) -> MetricBatch:
@@ -157,9 +149,9 @@ def test_the_last_member_of_a_repeated_oneof_wins() -> None:
 
 def test_a_key_that_is_not_utf8_is_a_malformed_message() -> None:
     key = b"\x08\x01\x12\x02\xff\xfe"
-    keys = b"\x0a" + _varint(len(key)) + key
+    keys = b"\x0a" + varint(len(key)) + key
     with pytest.raises(HeadraceError) as caught:
-        decode(b"\x12" + _varint(len(keys)) + keys)
+        decode(b"\x12" + varint(len(keys)) + keys)
     assert caught.value.reason is Reason.MALFORMED_MESSAGE
     assert "UTF-8" in caught.value.message
 
@@ -176,7 +168,7 @@ def test_a_message_over_the_limit_names_limit_and_size() -> None:
 def test_garbage_is_refused_or_read_like_the_generated_class_reads_it(
     tail: bytes, as_batch: bool
 ) -> None:
-    message = b"\x1a" + _varint(len(tail)) + tail if as_batch else tail
+    message = b"\x1a" + varint(len(tail)) + tail if as_batch else tail
     _agree(message)
 
 
