@@ -38,6 +38,18 @@ async def parts(database_dsn: str, bucket: BucketAccess) -> AsyncIterator[Parts]
         await database.close()
 
 
+@pytest.fixture
+async def behind_faults(
+    parts: Parts, database_dsn: str, bucket: BucketAccess, faults: S3Faults
+) -> AsyncIterator[Parts]:
+    """The same, whose S3 fails as `faults` says."""
+    _, database = parts
+    settings = replace(bucket, endpoint_url=faults.url).settings(database_dsn)
+    async with open_artifacts(settings, database) as artifacts:
+        assert artifacts is not None
+        yield artifacts, database
+
+
 async def target(database: Database, path: str) -> Target:
     """Make a run for an artifact."""
     run_id = uuid4()
@@ -107,44 +119,38 @@ async def test_replaced_content_is_deleted(parts: Parts) -> None:
 
 
 async def test_what_s3_refuses_to_delete_does_not_keep_the_rest(
-    parts: Parts, database_dsn: str, bucket: BucketAccess, faults: S3Faults
+    behind_faults: Parts, bucket: BucketAccess, faults: S3Faults
 ) -> None:
-    _, database = parts
-    through = replace(bucket, endpoint_url=faults.url).settings(database_dsn)
-    async with open_artifacts(through, database) as artifacts:
-        assert artifacts is not None
-        found = []
-        for data in (b"one", b"other"):
-            where = await target(database, "a")
-            await store(artifacts, where, data)
-            found.append((await artifacts.store.get(WORKSPACE, where.run_id, "a")).object_key)
-            await artifacts.store.delete(WORKSPACE, where.run_id, "a", recursive=False)
-        # They go by key: the smaller one's comes first.
-        faults.faults.append(Fault(method="DELETE", status=403, code="AccessDenied", times=1))
-        with pytest.raises(HeadraceError) as caught:
-            await artifacts.cleanup.sweep()
-        assert caught.value.reason is Reason.BLOB_STORE_DENIED
-        assert await keys(artifacts, bucket.key_prefix) == [min(found)]
-        assert await artifacts.cleanup.sweep() == 1
-        assert await keys(artifacts, bucket.key_prefix) == []
+    artifacts, database = behind_faults
+    found = []
+    for data in (b"one", b"other"):
+        where = await target(database, "a")
+        await store(artifacts, where, data)
+        found.append((await artifacts.store.get(WORKSPACE, where.run_id, "a")).object_key)
+        await artifacts.store.delete(WORKSPACE, where.run_id, "a", recursive=False)
+    # They go by key: the smaller one's comes first.
+    faults.faults.append(Fault(method="DELETE", status=403, code="AccessDenied", times=1))
+    with pytest.raises(HeadraceError) as caught:
+        await artifacts.cleanup.sweep()
+    assert caught.value.reason is Reason.BLOB_STORE_DENIED
+    assert await keys(artifacts, bucket.key_prefix) == [min(found)]
+    assert await artifacts.cleanup.sweep() == 1
+    assert await keys(artifacts, bucket.key_prefix) == []
 
 
 async def test_an_s3_that_is_away_is_not_asked_for_each_deletion(
-    parts: Parts, database_dsn: str, bucket: BucketAccess, faults: S3Faults
+    behind_faults: Parts, bucket: BucketAccess, faults: S3Faults
 ) -> None:
-    _, database = parts
-    through = replace(bucket, endpoint_url=faults.url).settings(database_dsn)
-    async with open_artifacts(through, database) as artifacts:
-        assert artifacts is not None
-        async with database.query() as connection:
-            await connection.execute(
-                "INSERT INTO blob_deletions (object_key) SELECT $1 || n"
-                " FROM generate_series(1, 9) AS n",
-                bucket.key_prefix,
-            )
-        faults.faults.append(Fault(method="DELETE", status=503, code="SlowDown"))
-        with pytest.raises(HeadraceError) as caught:
-            await artifacts.cleanup.sweep()
+    artifacts, database = behind_faults
+    async with database.query() as connection:
+        await connection.execute(
+            "INSERT INTO blob_deletions (object_key) SELECT $1 || n"
+            " FROM generate_series(1, 9) AS n",
+            bucket.key_prefix,
+        )
+    faults.faults.append(Fault(method="DELETE", status=503, code="SlowDown"))
+    with pytest.raises(HeadraceError) as caught:
+        await artifacts.cleanup.sweep()
     assert caught.value.reason is Reason.BLOB_STORE_UNAVAILABLE
     assert len({each.path for each in faults.requests("DELETE")}) == 1
 

@@ -142,6 +142,16 @@ async def finish_run(database: Database, run: StoredRun, *, attempt: int = 1) ->
     assert applied
 
 
+async def with_news(clock: Clock, leases: LivenessStore, *, resumed: bool) -> list[StoredRun]:
+    """Make two runs that searches know, and commit to each what they do not know yet."""
+    logged = [await clock.logged(resumed=resumed) for _ in range(2)]
+    await leases.refresh_some(delay_s=0)
+    for run, writer in logged:
+        await run.commit(writer, [("k", 10, 10, 10.0)])
+        await clock.due(run.run_id)
+    return [run for run, _ in logged]
+
+
 @contextlib.asynccontextmanager
 async def held(dsn: str, run: StoredRun) -> AsyncIterator[None]:
     """Lock a run's search rows, so that no refresh of it comes to its end."""
@@ -219,28 +229,25 @@ async def test_runs_are_lost_whatever_becomes_of_their_last_refresh(
     leases: LivenessStore,
     hasty: LivenessStore,
 ) -> None:
-    stuck, other = [await clock.logged(resumed=resumed) for _ in range(2)]
-    await leases.refresh_some(delay_s=0)
-    for run, writer in (stuck, other):
-        await run.commit(writer, [("k", 10, 10, 10.0)])
+    stuck, other = await with_news(clock, leases, resumed=resumed)
+    for run in (stuck, other):
         await clock.heard(run.run_id, LEASE_S + 1)
-        await clock.due(run.run_id)
-    async with held(database_dsn, stuck[0]):
+    async with held(database_dsn, stuck):
         for _ in range(2):
             await clock.swept(5)
             sweep = await hasty.sweep()
             assert sweep is not None
             assert not sweep.restarted
             await hasty.refresh_some(delay_s=0)
-        for run, _ in (stuck, other):
+        for run in (stuck, other):
             assert await clock.state(run.run_id) is RunState.LOST
         points = 6 if resumed else 11
-        assert await clock.row(other[0].run_id) == (points, 10, 10.0, 10.0)
-        assert (await clock.row(stuck[0].run_id))[0] < points
+        assert await clock.row(other.run_id) == (points, 10, 10.0, 10.0)
+        assert (await clock.row(stuck.run_id))[0] < points
         assert await clock.live() == 1  # the stuck one
-    await clock.due(stuck[0].run_id)
+    await clock.due(stuck.run_id)
     assert await leases.refresh_some(delay_s=0) == Refresh(runs=1, failed=0)
-    assert await clock.row(stuck[0].run_id) == (points, 10, 10.0, 10.0)
+    assert await clock.row(stuck.run_id) == (points, 10, 10.0, 10.0)
     assert await clock.live() == 0
 
 
@@ -275,21 +282,17 @@ async def test_a_run_that_cannot_be_refreshed_keeps_no_other_from_it(
     leases: LivenessStore,
     hasty: LivenessStore,
 ) -> None:
-    stuck, other = [await clock.logged(resumed=resumed) for _ in range(2)]
-    await leases.refresh_some(delay_s=0)
-    for run, writer in (stuck, other):
-        await run.commit(writer, [("k", 10, 10, 10.0)])
-        await clock.due(run.run_id)
-    async with held(database_dsn, stuck[0]):
+    stuck, other = await with_news(clock, leases, resumed=resumed)
+    async with held(database_dsn, stuck):
         assert await hasty.refresh_some(delay_s=0) == Refresh(runs=1, failed=1)
-        assert (await clock.row(other[0].run_id))[1:] == (10, 10.0, 10.0)
+        assert (await clock.row(other.run_id))[1:] == (10, 10.0, 10.0)
         # Put off: it does not take the time of others again and again.
-        await clock.heard(stuck[0].run_id, 0)
+        await clock.heard(stuck.run_id, 0)
         assert await hasty.refresh_some(delay_s=0) == Refresh(runs=0, failed=0)
-    await clock.heard(stuck[0].run_id, -LEASE_S - 1)
-    await clock.due(stuck[0].run_id)
+    await clock.heard(stuck.run_id, -LEASE_S - 1)
+    await clock.due(stuck.run_id)
     assert await hasty.refresh_some(delay_s=0) == Refresh(runs=1, failed=0)
-    assert (await clock.row(stuck[0].run_id))[1:] == (10, 10.0, 10.0)
+    assert (await clock.row(stuck.run_id))[1:] == (10, 10.0, 10.0)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
