@@ -1,8 +1,9 @@
 """A run's summary is refreshed at a cost that grows with its keys, not with their square."""
 
+import contextlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import asyncpg
@@ -64,27 +65,34 @@ async def _run(connection: asyncpg.Connection, keys: int) -> uuid.UUID:
     return run_id
 
 
-async def test_a_wide_run_among_narrow_ones_reads_each_of_its_series_once(
-    new_database: NewDatabase,
-) -> None:
+@contextlib.asynccontextmanager
+async def among_narrow_runs(new_database: NewDatabase) -> AsyncIterator[asyncpg.Connection]:
+    """Connect to a database whose statistics take every run for narrow."""
     with new_database() as dsn:
         connection = await asyncpg.connect(dsn)
         try:
             for _ in range(NARROW_RUNS):
                 await _run(connection, NARROW_KEYS)
-            await connection.execute("ANALYZE")  # which takes every run for narrow
-            wide = await _run(connection, WIDE_KEYS)
-            plan = json.loads(
-                await connection.fetchval(
-                    "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + load("run_metrics")["refresh"],
-                    [wide],
-                )
-            )
-            stored = await connection.fetchval(
-                "SELECT count(*) FROM run_metrics WHERE run_id = $1", wide
-            )
+            await connection.execute("ANALYZE")
+            yield connection
         finally:
             await connection.close()
+
+
+async def test_a_wide_run_among_narrow_ones_reads_each_of_its_series_once(
+    new_database: NewDatabase,
+) -> None:
+    async with among_narrow_runs(new_database) as connection:
+        wide = await _run(connection, WIDE_KEYS)
+        plan = json.loads(
+            await connection.fetchval(
+                "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + load("run_metrics")["refresh"],
+                [wide],
+            )
+        )
+        stored = await connection.fetchval(
+            "SELECT count(*) FROM run_metrics WHERE run_id = $1", wide
+        )
     assert stored == WIDE_KEYS
     read = sum(
         node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
@@ -97,28 +105,19 @@ async def test_a_wide_run_among_narrow_ones_reads_each_of_its_series_once(
 async def test_a_resumed_run_is_refreshed_at_a_cost_that_is_linear_in_its_series(
     new_database: NewDatabase,
 ) -> None:
-    with new_database() as dsn:
-        connection = await asyncpg.connect(dsn)
-        try:
-            for _ in range(NARROW_RUNS):
-                await _run(connection, NARROW_KEYS)
-            await connection.execute("ANALYZE")
-            resumed = await _run(connection, RESUMED_KEYS)
-            first = await connection.fetchval(_LAST_STEPS, resumed, 6)
-            await connection.execute(_CHUNKS, resumed, first)
-            await connection.execute(
-                "INSERT INTO attempts VALUES ($1, 1, NULL), ($1, 2, 4)", resumed
-            )
-            second = await connection.fetchval(_WRITER, resumed, 2)
-            await connection.execute(_BLOCKS, resumed, second)
-            nodes = await _nodes_of_refresh(connection, resumed)
-            stored = await connection.fetch(
-                "SELECT point_count, last_step, count(*) FROM run_metrics WHERE run_id = $1"
-                " GROUP BY 1, 2",
-                resumed,
-            )
-        finally:
-            await connection.close()
+    async with among_narrow_runs(new_database) as connection:
+        resumed = await _run(connection, RESUMED_KEYS)
+        first = await connection.fetchval(_LAST_STEPS, resumed, 6)
+        await connection.execute(_CHUNKS, resumed, first)
+        await connection.execute("INSERT INTO attempts VALUES ($1, 1, NULL), ($1, 2, 4)", resumed)
+        second = await connection.fetchval(_WRITER, resumed, 2)
+        await connection.execute(_BLOCKS, resumed, second)
+        nodes = await _nodes_of_refresh(connection, resumed)
+        stored = await connection.fetch(
+            "SELECT point_count, last_step, count(*) FROM run_metrics WHERE run_id = $1"
+            " GROUP BY 1, 2",
+            resumed,
+        )
     # Of the first attempt steps 1 to 3, of the second one point.
     assert [tuple(row) for row in stored] == [(4, 3, RESUMED_KEYS)]
 
