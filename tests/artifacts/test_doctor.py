@@ -1,8 +1,6 @@
 """The doctor names what is wrong and what to change."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +9,13 @@ import pytest
 
 from gateway.artifacts.wiring import bucket_settings
 from gateway.blobs.bucket import Bucket
+from gateway.cli import main
 from gateway.config import Settings
 from gateway.doctor import diagnose, healthy
 from gateway.domain.findings import Finding, Health
 from tests.artifacts.conftest import BucketAccess
 from tests.conftest import run_apart
+from tests.support.command import run_command
 from tests.support.s3_faults import Fault, S3Faults
 
 
@@ -149,13 +149,7 @@ def test_the_command_prints_json_and_exits_by_what_it_found(
     database_dsn: str, bucket: BucketAccess
 ) -> None:
     def call(dsn: str) -> tuple[int, dict[str, Any]]:
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway.cli", "doctor", "--dsn", dsn, "--json"],
-            env=bucket.variables(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_command(main, "doctor", "--dsn", dsn, "--json", environment=bucket.variables())
         return done.returncode, json.loads(done.stdout)
 
     status, report = call(database_dsn)

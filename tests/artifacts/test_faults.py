@@ -289,8 +289,8 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     site: Site, make_file: Make, faults: S3Faults, tmp_path: Path
 ) -> None:
     run_id, source = site.create_run(), make_file(64 * MIB)
+    site.artifacts(run_id).upload(source, "a")
     artifacts = site.artifacts(run_id, parallel=1, patience_s=0)
-    artifacts.upload(source, "a")
     told: list[int] = []
 
     def interrupt(more: int) -> None:

@@ -16,12 +16,14 @@ import pytest
 from headrace import artifact_queue as queues
 from headrace import spool_files
 from headrace.artifact_errors import ArtifactError
+from headrace.cli import main
 from headrace.settings import load_settings
 from headrace.uploader import deliver
 from headrace.v1.experiment_service_pb2 import CreateWorkspaceRequest
 from headrace.v1.experiment_service_pb2_grpc import WorkspaceServiceStub
 
 from tests.artifacts.conftest import MIB, Site
+from tests.support.command import Done, run_command
 from tests.support.s3_faults import Fault, S3Faults
 from tests.support.waiting import eventually
 
@@ -155,13 +157,8 @@ def test_a_large_file_written_in_place_before_it_is_stored_is_reported(
     (queue,) = queues.queues(spool)
     if next(queues.requests(queue))[1].owned:
         pytest.skip("this file system clones: the change does not matter")
-    synced = subprocess.run(
-        [sys.executable, "-m", "headrace.cli", "sync", str(spool)],
-        env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"HEADRACE_ADDRESS": site.gateway.address}
+    synced = run_command(main, "sync", spool, environment=environment)
     assert synced.returncode == 1
     assert "changed after it was logged" in synced.stderr
     assert [entry.path for entry in site.artifacts(run.id).list()] == []
@@ -203,14 +200,9 @@ def test_what_somebody_has_to_put_right_costs_no_artifact(
 def test_what_nobody_put_right_in_time_is_left_for_sync(
     site: Site, spool: Path, make_file: Make, faults: S3Faults, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def headrace_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "headrace.cli", *arguments, str(spool)],
-            env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def headrace_cli(*arguments: str) -> Done:
+        environment = {"HEADRACE_ADDRESS": site.gateway.address}
+        return run_command(main, *arguments, spool, environment=environment)
 
     faults.faults.append(Fault(method="PUT", status=403, code="AccessDenied"))
     run = headrace.init(address=site.gateway.address, spool_dir=spool, quiet=True)
@@ -322,13 +314,8 @@ def test_offline_artifacts_wait_for_sync(site: Site, spool: Path, make_file: Mak
     run.log_artifact(source, "a")
     run.log_text("hello", "b")
     run.finish()
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace.cli", "sync", str(spool)],
-        env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"HEADRACE_ADDRESS": site.gateway.address}
+    done = run_command(main, "sync", spool, environment=environment)
     assert done.returncode == 0, done.stderr
     assert [entry.path for entry in site.artifacts(run.id).list()] == ["a", "b"]
     assert site.artifacts(run.id).read("a") == source.read_bytes()
@@ -349,15 +336,9 @@ def test_what_a_power_loss_damaged_is_reported_and_the_rest_is_stored(
         return run.id, queue
 
     def headrace_cli(*arguments: str, status: int) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "headrace.cli", *arguments, str(spool)],
-            env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address, "COLUMNS": "1000"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = {"HEADRACE_ADDRESS": site.gateway.address, "COLUMNS": "1000"}
+        done = run_command(main, *arguments, spool, environment=environment)
         assert done.returncode == status, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
 
     (hurt, queue), (nameless, its_queue), (whole, _) = offline(), offline(), offline()
@@ -460,13 +441,9 @@ def test_the_command_line_puts_gets_lists_verifies_and_removes(
     run_id, source = site.create_run(), make_file(20 * MIB, "model.bin")
 
     def call(*arguments: object, status: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "headrace.cli", "artifacts", *map(str, arguments)],
-            env={**os.environ, "HEADRACE_ADDRESS": site.gateway.address},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
+        environment = {"HEADRACE_ADDRESS": site.gateway.address}
+        done = run_command(
+            main, "artifacts", *arguments, environment=environment, directory=tmp_path
         )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -496,9 +473,6 @@ def test_files_of_a_run_in_another_workspace_are_stored_and_found_by_its_name(
         assert client.artifacts(run.id).read("notes.txt") == b"converged"
         name = client.run(run.id).name
     for named in (name, run.id[:16]):
-        listed = subprocess.run(
-            [sys.executable, "-m", "headrace.cli", "artifacts", "ls", named, "--json",
-             "--address", site.gateway.address, "--workspace", "other"],
-            capture_output=True, text=True, check=True, timeout=60,
-        ).stdout  # fmt: skip
-        assert json.loads(listed)["path"] == "notes.txt"
+        where = ("--address", site.gateway.address, "--workspace", "other")
+        done = run_command(main, "artifacts", "ls", named, "--json", *where)
+        assert json.loads(done.stdout)["path"] == "notes.txt"

@@ -3,8 +3,6 @@
 import contextlib
 import hashlib
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -18,10 +16,12 @@ from headrace.v1 import artifact_service_pb2 as pb
 
 from gateway.artifacts.wiring import bucket_settings
 from gateway.blobs.bucket import Bucket
+from gateway.cli import main
 from gateway.config import Settings
 from gateway.domain.errors import HeadraceError
 from tests.artifacts.conftest import MIB, BucketAccess, open_site
 from tests.artifacts.test_faults import begun
+from tests.support.command import run_command
 from tests.support.s3_faults import S3Faults
 from tests.support.waiting import eventually
 
@@ -101,13 +101,8 @@ def test_credentials_come_from_the_standard_chain(database_dsn: str, bucket: Buc
         "AWS_SECRET_ACCESS_KEY": variables.pop("HEADRACE_GATEWAY_S3_SECRET_ACCESS_KEY"),
     }
     for extra, expected in ((chain, "good"), ({"AWS_EC2_METADATA_DISABLED": "true"}, "bad")):
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway.cli", "doctor", "--dsn", database_dsn, "--json"],
-            env={**variables, **extra, "HOME": "/nowhere"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = {**variables, **extra, "HOME": "/nowhere"}
+        done = run_command(main, "doctor", "--dsn", database_dsn, "--json", environment=environment)
         findings = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
         assert findings["S3 bucket"]["health"] == expected
     assert "no S3 credentials" in findings["S3 bucket"]["remedy"]

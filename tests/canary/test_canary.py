@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 import uuid
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,20 +21,20 @@ from benchmarks.site import free_port
 from gateway.canary.ledger import Verdict
 from gateway.canary.measurements import Measurements
 from gateway.canary.probe import Pace, Target, _Conversation, _Stream, _Writer, watch
+from gateway.cli import main
+from tests.support.command import Done, run_command
 from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually, eventually_async
 
 PROGRAM = Path(sys.executable).with_name("headrace-gateway")
 
 
-def canary(address: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PROGRAM, "canary", "--address", address, "--metrics-listen", "off", *options],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def canary(address: str, *options: str, environment: Mapping[str, str] | None = None) -> Done:
+    address_option = ["--address", address] if address else []
+    return run_command(
+        main, "canary", *address_option, "--metrics-listen", "off", *options,
+        environment=environment,
+    )  # fmt: skip
 
 
 def test_a_healthy_gateway_passes_and_is_timed(shared_gateway: GatewayProcess) -> None:
@@ -169,7 +170,11 @@ def test_a_number_of_beats_is_also_the_most_failures_in_a_row() -> None:
 
 def test_a_refusal_ends_a_number_of_beats_at_once(database_dsn: str, tmp_path: Path) -> None:
     with GatewayProcess(database_dsn, tmp_path, arguments=["--auth"]) as gateway:
-        done = canary(gateway.address, "--token", "hr_wrong", "--beats", "1000", "--json")
+        done = subprocess.run(
+            [PROGRAM, "canary", "--address", gateway.address, "--metrics-listen", "off",
+             "--token", "hr_wrong", "--beats", "1000", "--json"],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
     assert done.returncode == 1
     assert "UNAUTHENTICATED" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["failures"] == 1
@@ -207,18 +212,11 @@ def test_the_address_and_the_authorities_are_those_of_the_client(
     with GatewayProcess(database_dsn, tmp_path, arguments=pair) as gateway:
         # The second variable is how gRPC is told of public authorities other than its own.
         for variable in ("HEADRACE_TLS_CA", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
-            done = subprocess.run(
-                [PROGRAM, "canary", "--beats", "1", "--metrics-listen", "off"],
-                env={
-                    **os.environ,
-                    "HEADRACE_ADDRESS": f"https://{gateway.address}",
-                    variable: str(tmp_path / "ca.pem"),
-                },
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
+            environment = {
+                "HEADRACE_ADDRESS": f"https://{gateway.address}",
+                variable: str(tmp_path / "ca.pem"),
+            }
+            done = canary("", "--beats", "1", environment=environment)
             assert done.returncode == 0, done.stdout + done.stderr
 
 

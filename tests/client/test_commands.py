@@ -1,4 +1,4 @@
-"""The `headrace` command, run as a user runs it, against a real gateway."""
+"""The `headrace` command against a real gateway."""
 
 import json
 import os
@@ -13,42 +13,41 @@ from typing import Any
 import headrace
 import pytest
 from headrace import spool_files
+from headrace.cli import gateway as cli_gateway
+from headrace.cli import main
 from headrace.cli.gateway import ExitCode
 from headrace.client import Client
 from headrace.v1.run_service_pb2 import ReopenRunRequest
 
 from tests.client.database import fetch
+from tests.support.command import Done, run_command
 from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually
 
-Call = Callable[..., subprocess.CompletedProcess[str]]
+Call = Callable[..., Done]
 
 
 @pytest.fixture
-def call(shared_gateway: GatewayProcess, tmp_path: Path) -> Call:
-    """Runs the command; `exit_code=` says how it must end."""
+def call(shared_gateway: GatewayProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs the command in this process; `exit_code=` says how it must end."""
+    monkeypatch.setattr(cli_gateway, "PATIENCE_S", 1.0)
 
     def run(
         *arguments: object,
         exit_code: int = 0,
         stdin: str = "",
         environment: dict[str, str] | None = None,
-    ) -> subprocess.CompletedProcess[str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "headrace.cli", *map(str, arguments)],
-            env={
-                **inherited,
+    ) -> Done:
+        done = run_command(
+            main,
+            *arguments,
+            stdin=stdin,
+            environment={
                 "HEADRACE_ADDRESS": shared_gateway.address,
                 "HEADRACE_SPOOL_DIR": str(tmp_path / "spool"),
                 "HEADRACE_LOGIN_FILE": str(tmp_path / "login.json"),
                 **(environment or {}),
             },
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
         )
         assert done.returncode == exit_code, done.stdout + done.stderr
         return done
@@ -56,7 +55,7 @@ def call(shared_gateway: GatewayProcess, tmp_path: Path) -> Call:
     return run
 
 
-def lines(done: subprocess.CompletedProcess[str]) -> list[Any]:
+def lines(done: Done) -> list[Any]:
     """What --json printed."""
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -83,6 +82,17 @@ def train(
         return run
 
     return run_training
+
+
+def test_the_script_is_what_users_run() -> None:
+    script = Path(sys.executable).with_name("headrace")
+    said = subprocess.run([script, "version"], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"headrace {headrace.__version__}, Python ")
+    refused = subprocess.run(
+        [script, "sync", "/no/such/place"], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == ExitCode.USAGE
+    assert "/no/such/place" in refused.stderr
 
 
 def test_runs_are_listed_shown_and_compared(

@@ -1,28 +1,28 @@
 """`headrace-gateway` says what it did, in JSON when asked, and exits as documented."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from gateway.cli import main
+from tests.support.command import Done, run_command
 
 DSN = "postgresql://nobody@127.0.0.1:1/none"  # nobody listens there
 UNESCAPED_DSN = "postgresql://u:se/cret@db:5432/x"
 
 
-def run(*arguments: str, environment: dict[str, str] | None = None) -> Any:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "gateway.cli", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**inherited, **(environment or {})},
-        timeout=60,
-    )
+def run(*arguments: str, environment: dict[str, str] | None = None) -> Done:
+    return run_command(main, *arguments, environment=environment)
+
+
+def test_the_script_is_what_users_run() -> None:
+    script = Path(sys.executable).with_name("headrace-gateway")
+    failed = subprocess.run([script, "serve"], capture_output=True, text=True, check=False)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "which database? set --dsn" in failed.stderr
 
 
 def test_tokens_are_made_listed_and_revoked(database_dsn: str) -> None:

@@ -1,9 +1,6 @@
 """`headrace-gateway cleanup` reports, deletes, purges; a gateway does the same by itself."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,13 +8,16 @@ from uuid import UUID, uuid4
 import asyncpg
 import headrace
 import pytest
+from headrace.cli import main as sync
 
+from gateway.cli import main
 from gateway.domain.cleanup import LOST_KEPT_S
 from gateway.domain.runs import RunState
 from gateway.store.cleanup import CleanupStore
 from gateway.store.connections import Database
 from tests.conftest import run_apart
 from tests.support.chunks import StoredRun
+from tests.support.command import Done, run_command
 from tests.support.gateway_process import GatewayProcess
 from tests.support.waiting import eventually
 
@@ -75,16 +75,8 @@ def column(dsn: str, query: str, *arguments: object) -> set[Any]:
     return {row[0] for row in run_apart(_fetch(dsn, query, *arguments))}
 
 
-def cleanup(dsn: str, *arguments: str) -> Any:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "gateway.cli", "cleanup", *arguments, "--dsn", dsn],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**inherited, "COLUMNS": "200"},
-        timeout=60,
-    )
+def cleanup(dsn: str, *arguments: str) -> Done:
+    return run_command(main, "cleanup", *arguments, "--dsn", dsn, environment={"COLUMNS": "200"})
 
 
 def test_nothing_is_done_unless_told_and_the_report_says_why(database_dsn: str) -> None:
@@ -220,10 +212,6 @@ def test_a_late_sync_is_told_that_its_run_was_purged(
     rule = (EXPERIMENT, "--max-age", "90d", "--execute", "--grace", "0s")
     cleanup(gateway.dsn, *rule)
     cleanup(gateway.dsn, *rule)
-    synced = subprocess.run(
-        [sys.executable, "-m", "headrace.cli", "sync", str(tmp_path / "spool"),
-         "--address", gateway.address],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    synced = run_command(sync, "sync", tmp_path / "spool", "--address", gateway.address)
     assert synced.returncode == 1
     assert "purged" in synced.stdout + synced.stderr
