@@ -44,15 +44,15 @@ _CONNECTIONS_MAX: Final = 14
 _CROWDING_PERIOD_S: Final = 0.05
 _FREE_KIB: Final = 512
 
-_PENDING_BYTES_MAX: Final = 8 * 2**20
+_PENDING_BYTES_MAX: Final = 4 * 2**20
 _SETTINGS: Final = (
     *("--set", f"pending_bytes_max={_PENDING_BYTES_MAX}"),
     *("--set", f"stream_pending_bytes_max={_PENDING_BYTES_MAX // 2}"),
-    *("--set", "flush_points_max=16384"),  # what flushes take counts to the formula's k
+    *("--set", "flush_points_max=8192"),  # what flushes take counts to the formula's k
 )
 _PRESSING_STREAMS: Final = 32
 _PRESSING_BATCHES: Final = 16
-_BATCH_POINTS: Final = 8_192
+_BATCH_POINTS: Final = 4_096
 # The formula of test_memory.py; the streams offer twice as much.
 _STREAM_BYTES: Final = 2 * 128 * 1024 + 28 * _BATCH_POINTS + 60_000
 _GROWTH_BYTES_MAX: Final = _PRESSING_STREAMS * _STREAM_BYTES + 5 * _PENDING_BYTES_MAX
