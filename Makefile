@@ -147,18 +147,18 @@ endif
 
 .PHONY: gen-check
 gen-check: $(GEN)/.installed
-	rm -rf .gen-check && mkdir .gen-check
-	$(call generate,.gen-check)
-	diff -r --exclude=__init__.py --exclude=__pycache__ .gen-check/headrace/v1 clients/python/headrace/v1 \
+	rm -rf .gen-check/python && mkdir -p .gen-check/python
+	$(call generate,.gen-check/python)
+	diff -r --exclude=__init__.py --exclude=__pycache__ .gen-check/python/headrace/v1 clients/python/headrace/v1 \
 		|| { echo "generated code differs from protos/: run make gen"; exit 1; }
-	rm -rf .gen-check
+	rm -rf .gen-check/python
 
 .PHONY: check-go check-rust
 ifneq ($(shell command -v go 2>/dev/null || true),)
 check-go: $(GEN)/bin/protoc-gen-go-grpc ## lint and test the Go client, and its generated code
-	rm -rf .gen-check && mkdir .gen-check
-	$(call generate-go,.gen-check)
-	diff -r .gen-check/v1 clients/go/v1 && rm -rf .gen-check
+	rm -rf .gen-check/go && mkdir -p .gen-check/go
+	$(call generate-go,.gen-check/go)
+	diff -r .gen-check/go/v1 clients/go/v1 && rm -rf .gen-check/go
 	cd clients/go && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
 else
 check-go:
@@ -166,9 +166,9 @@ check-go:
 endif
 ifneq ($(shell command -v cargo 2>/dev/null || true),)
 check-rust: $(GEN)/.installed ## lint and test the Rust client, and its generated code
-	rm -rf .gen-check && mkdir .gen-check
-	$(call generate-rust,.gen-check)
-	diff .gen-check/v1.rs clients/rust/src/v1.rs && rm -rf .gen-check
+	rm -rf .gen-check/rust && mkdir -p .gen-check/rust
+	$(call generate-rust,.gen-check/rust)
+	diff .gen-check/rust/v1.rs clients/rust/src/v1.rs && rm -rf .gen-check/rust
 	cd clients/rust && cargo fmt --check \
 		&& cargo clippy --quiet --locked --all-targets --target-dir .build/target -- -D warnings \
 		&& cargo test --quiet --locked --target-dir .build/target
@@ -180,9 +180,9 @@ endif
 .PHONY: check-typescript
 ifneq ($(shell command -v npm 2>/dev/null || true),)
 check-typescript: $(GEN)/.installed setup-typescript ## lint and test the TypeScript client, and its generated code
-	rm -rf .gen-check && mkdir .gen-check
-	$(call generate-typescript,.gen-check)
-	diff -r .gen-check $(TYPESCRIPT)/src/gen && rm -rf .gen-check
+	rm -rf .gen-check/typescript && mkdir -p .gen-check/typescript
+	$(call generate-typescript,.gen-check/typescript)
+	diff -r .gen-check/typescript $(TYPESCRIPT)/src/gen && rm -rf .gen-check/typescript
 	cd $(TYPESCRIPT) && npm run --silent lint && npm run --silent build && npm test --silent
 else
 check-typescript:

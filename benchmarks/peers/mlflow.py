@@ -43,14 +43,14 @@ DURATION_S: Final = 4.0
 CROWD_OF_ONE_WORKER: Final = 50
 CROWD: Final = 500
 """Clients at once of a server with one worker, and of one with the default of four."""
-CROWD_CALLS: Final = 4  # of each client, none begun after:
+CROWD_CALLS: Final = 2  # of each client, none begun after:
 CROWD_S: Final = 5.0
-LOG_CALLS: Final = {"mlflow_log_metrics": 100, "mlflow_log_metrics_async": 300}
+LOG_CALLS: Final = {"mlflow_log_metrics": 100, "mlflow_log_metrics_async": 200}
 """Ways to log 10 scalars with MLflow's client, and how many calls of each are timed."""
 WATCH_INTERVAL_S: Final = 0.1
 QUIET_LOOKS: Final = 10
 QUIET_DEADLINE_S: Final = 10.0
-STOP_DEADLINE_S: Final = 5.0
+STOP_DEADLINE_S: Final = 2.0
 _DATABASE: Final = "mlflow"
 _BUSY_BACKENDS: Final = """
 SELECT count(*) FROM pg_stat_activity

@@ -3,7 +3,7 @@
     python mlflow_client.py TRACKING_URL JOBS SECONDS
 
 Each job is a thread with a run of its own that logs one point a call with
-`synchronous=False`, never more than 100 ahead of the server. Prints one JSON
+`synchronous=False`, never more than 25 ahead of the server. Prints one JSON
 object: the points logged, and the seconds until the last was delivered.
 """
 
@@ -14,7 +14,7 @@ import time
 
 import mlflow
 
-WINDOW = 100  # points in flight: without a bound the queue grows faster than it drains
+WINDOW = 25  # points in flight: without a bound the queue grows faster than it drains
 
 
 def job(deadline: float, counts: list[int]) -> None:

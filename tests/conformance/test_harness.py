@@ -40,7 +40,7 @@ def test_every_folder_of_a_client_names_its_runners() -> None:
 @pytest.mark.parametrize("client", all_clients(), ids=lambda client: client.name)
 def test_a_client_is_skipped_only_for_want_of_tools(client: Client) -> None:
     target = "check" if client.folder.name == "python" else f"check-{client.folder.name}"
-    assert f"step {target}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert target in (ROOT / ".ci" / "run").read_text(encoding="utf-8").split()
     done = subprocess.run(
         ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
     )
