@@ -26,7 +26,7 @@ from benchmarks.reads_during_writes import measure_reads
 from benchmarks.results import Results
 from benchmarks.row_baselines import measure_rows
 from benchmarks.site import Site
-from benchmarks.soak import measure_soak
+from benchmarks.soak import MINUTE_S, measure_soak
 from benchmarks.sweeps import (
     measure_batches,
     measure_disorder,
@@ -90,10 +90,6 @@ SCENARIOS: Final = (
              measure=measure_workers, seconds=18, rounds=1, rounds_brief=0),
     Scenario(name="reads", summary="reading while 64 streams write",
              measure=measure_reads, seconds=18, rounds=1, rounds_brief=0),
-)  # fmt: skip
-SOAK: Final = Scenario(
-    name="soak", summary="minutes or hours of steady load", measure=measure_soak,
-    seconds=240, rounds=1, rounds_brief=0,
 )  # fmt: skip
 
 DEFAULTS: Final = Load()
@@ -185,7 +181,10 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
         if (item.name in scenario if scenario else full or item.rounds_brief)
     ]
     if soak_minutes:
-        chosen = [SOAK]
+        chosen = [
+            Scenario(name="soak", summary="minutes or hours of steady load", measure=measure_soak,
+                     seconds=soak_minutes * MINUTE_S, rounds=1, rounds_brief=0)
+        ]  # fmt: skip
     load = Load(
         brief=brief,
         streams=streams,

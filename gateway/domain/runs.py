@@ -123,30 +123,29 @@ class Run:
     attempts: tuple[Attempt, ...]
     data: RunData = RunData()
 
-
-def bytes_of(run: Run) -> int:
-    """Return about how many bytes a run has in an answer, rather more than fewer."""
-    data = run.data
-    texts = [run.name, run.experiment, run.notes, run.origin.user_name, run.origin.host]
-    texts += (run.origin.git_commit, run.origin.entry_point)
-    for pairs in (data.params, data.tags, data.facts):
-        for pair in pairs:
-            texts += pair
-    for item in data.summary:
-        texts += (item.key, item.value if isinstance(item.value, str) else "")
-    for dataset in data.datasets:
-        texts += (dataset.name, dataset.digest, dataset.context, dataset.source_type)
-        texts += (dataset.source, dataset.schema, dataset.profile)
-    for _, keys in data.exempt_keys:
-        texts += keys
-    return (
-        _CORE_BYTES
-        + _ATTEMPT_BYTES * len(run.attempts)
-        + _METRIC_BYTES * len(data.metrics)
-        + _ITEM_BYTES * len(texts)
-        + sum(map(_utf8_bytes, texts))
-        + sum(_utf8_bytes(metric.key) for metric in data.metrics)
-    )
+    def answer_bytes(self) -> int:
+        """Return about how many bytes it has in an answer, rather more than fewer."""
+        data = self.data
+        texts = [self.name, self.experiment, self.notes, self.origin.user_name, self.origin.host]
+        texts += (self.origin.git_commit, self.origin.entry_point)
+        for pairs in (data.params, data.tags, data.facts):
+            for pair in pairs:
+                texts += pair
+        for item in data.summary:
+            texts += (item.key, item.value if isinstance(item.value, str) else "")
+        for dataset in data.datasets:
+            texts += (dataset.name, dataset.digest, dataset.context, dataset.source_type)
+            texts += (dataset.source, dataset.schema, dataset.profile)
+        for _, keys in data.exempt_keys:
+            texts += keys
+        return (
+            _CORE_BYTES
+            + _ATTEMPT_BYTES * len(self.attempts)
+            + _METRIC_BYTES * len(data.metrics)
+            + _ITEM_BYTES * len(texts)
+            + sum(map(_utf8_bytes, texts))
+            + sum(_utf8_bytes(metric.key) for metric in data.metrics)
+        )
 
 
 def _utf8_bytes(text: str) -> int:

@@ -9,8 +9,8 @@ from uuid import UUID
 from gateway.domain.filters.syntax import Expression, OrderTerm
 
 PAGE_BYTES_MAX: Final = 1_048_576
-"""Bytes of runs in a page, unless one run alone is larger: a quarter of what a gRPC client
-receives by default."""
+"""Bytes of runs or experiments in a page, unless one alone is larger: a quarter of what a gRPC
+client receives by default."""
 
 CursorValue: TypeAlias = str | int | float | datetime | UUID | None
 
@@ -64,11 +64,12 @@ class RunSearch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentSearch:
-    """What SearchExperiments asks for."""
+    """What SearchExperiments asks for. A page ends as that of a RunSearch does."""
 
     workspace_id: int
     expression: Expression | None = None
     order: tuple[OrderTerm, ...] = ()
     visibility: Visibility = Visibility.ACTIVE
     limit: int = 100
+    bytes_max: int = PAGE_BYTES_MAX
     after: Cursor | None = None

@@ -1,14 +1,14 @@
 """Searches runs and experiments, page by page; see `search_sql` for how."""
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.experiments import Experiment
 from gateway.domain.filters.syntax import Entity, Expression, Field, OrderTerm
-from gateway.domain.runs import Run, bytes_of
+from gateway.domain.runs import Run
 from gateway.domain.searches import (
     Cursor,
     ExperimentSearch,
@@ -32,9 +32,9 @@ _NEWEST_FIRST: Final = (
     OrderTerm(field=Field(entity=Entity.ATTRIBUTE, key="start_time"), descending=True),
 )
 _WITH_DATA: Final = ("params", "tags", "summary", "metrics")
-_RUNS_FIRST: Final = 16
-_RUNS_GROWTH: Final = 8
-"""Runs that are read first to learn how large they are, and how many times more at the next
+_READ_FIRST: Final = 16
+_READ_GROWTH: Final = 8
+"""How many are read first, to learn how large they are, and how many times more at the next
 read at most: 16, 128, 1,000."""
 _BY_NAME: Final = (OrderTerm(field=Field(entity=Entity.ATTRIBUTE, key="name")),)
 
@@ -42,6 +42,8 @@ RUN_ATTRIBUTES: Final = RUNS.names
 """The attributes of runs: as they may be written, to their canonical names."""
 EXPERIMENT_ATTRIBUTES: Final = EXPERIMENTS.names
 """The attributes of experiments, likewise."""
+
+_Found = TypeVar("_Found", Run, Experiment)
 
 
 class SearchStore:
@@ -82,10 +84,13 @@ class SearchStore:
                 cursor=search.after,
                 limit=search.limit,
             )
-            runs = await _read_within(connection, [place.values[-1] for place in places], search)
-            if len(runs) < len(places):
-                after = places[len(runs) - 1]
-            return runs, after
+            kinds = _WITH_DATA if search.include_data else ()
+            return await _read_within(
+                search.bytes_max,
+                places,
+                after,
+                lambda ids: read_runs(connection, ids, search.workspace_id, kinds=kinds),
+            )
 
     async def experiments(self, search: ExperimentSearch) -> tuple[list[Experiment], Cursor | None]:
         """Return a page of experiments, and where the next one begins."""
@@ -105,31 +110,38 @@ class SearchStore:
                 cursor=search.after,
                 limit=search.limit,
             )
-            ids: list[Any] = [place.values[-1] for place in places]
-            return await read_experiments(connection, search.workspace_id, ids), after
+            return await _read_within(
+                search.bytes_max,
+                places,
+                after,
+                lambda ids: read_experiments(connection, search.workspace_id, ids),
+            )
 
 
 async def _read_within(
-    connection: asyncpg.Connection, run_ids: Sequence[Any], search: RunSearch
-) -> list[Run]:
-    """Read runs until they exceed the search's bytes, at least one; some at a time, so that
-    little more is read than is kept."""
-    kinds = _WITH_DATA if search.include_data else ()
-    kept: list[Run] = []
-    size, count = 0, _RUNS_FIRST
-    while len(kept) < len(run_ids):
+    bytes_max: int,
+    places: Sequence[Cursor],
+    after: Cursor | None,
+    read: Callable[[Sequence[Any]], Awaitable[list[_Found]]],
+) -> tuple[list[_Found], Cursor | None]:
+    """Read what was found until it exceeds the bytes, at least one; some at a time, so that
+    little more is read than is kept. Return it, and where the next page begins."""
+    ids = [place.values[-1] for place in places]
+    kept: list[_Found] = []
+    size, count = 0, _READ_FIRST
+    while len(kept) < len(ids):
         begin = len(kept)
-        wanted = run_ids[begin : begin + count]
-        for run in await read_runs(connection, wanted, search.workspace_id, kinds=kinds):
-            size += bytes_of(run)
-            if kept and size > search.bytes_max:
-                return kept
-            kept.append(run)
+        wanted = ids[begin : begin + count]
+        for one in await read(wanted):
+            size += one.answer_bytes()
+            if kept and size > bytes_max:
+                return kept, places[len(kept) - 1]
+            kept.append(one)
         if len(kept) < begin + len(wanted):
-            raise RuntimeError("a run that a search found is not there in its snapshot")
-        fitting = max(0, search.bytes_max - size) * len(kept) // size
-        count = min(fitting + 1, _RUNS_GROWTH * count)
-    return kept
+            raise RuntimeError("what a search found is not there in its snapshot")
+        fitting = max(0, bytes_max - size) * len(kept) // size
+        count = min(fitting + 1, _READ_GROWTH * count)
+    return kept, after
 
 
 async def _page(

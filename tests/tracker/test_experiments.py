@@ -263,24 +263,26 @@ async def test_a_workspace_sees_nothing_of_another(tracker: Tracker, experiment:
 async def test_one_request_creates_one_workspace_also_when_the_first_is_not_committed(
     database_dsn: str,
 ) -> None:
-    database = await Database.connect(database_dsn, ingest_connections=0, query_connections=2)
+    database = await Database.connect(database_dsn, ingest_connections=0, query_connections=3)
     store = WorkspaceStore(database)
     request_id = uuid.uuid4()
     first, watcher = [await asyncpg.connect(database_dsn) for _ in range(2)]
 
-    async def both_wait() -> bool:
+    async def all_wait() -> bool:
         waiting = await watcher.fetchval(
             "SELECT count(*) FROM pg_stat_activity"
             " WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
-        return bool(waiting == 2)
+        return bool(waiting == 3)
 
     async with first.transaction():
         made = await first.fetchrow(load("workspaces")["create"], "w", request_id)
         repeated = asyncio.create_task(store.create("w", request_id=request_id))
+        renamed = asyncio.create_task(store.create("v", request_id=request_id))
         other = asyncio.create_task(store.create("w", request_id=uuid.uuid4()))
-        await eventually_async(both_wait)
-    assert (await repeated).workspace_id == made["workspace_id"]
+        await eventually_async(all_wait)
+    for same in (repeated, renamed):
+        assert (await same).workspace_id == made["workspace_id"]
     with pytest.raises(HeadraceError) as refused:
         await other
     assert refused.value.reason is Reason.WORKSPACE_EXISTS

@@ -408,8 +408,9 @@ type SearchExperimentsRequest struct {
 	OrderBy []string `protobuf:"bytes,2,rep,name=order_by,json=orderBy,proto3" json:"order_by,omitempty"`
 	// Default ACTIVE.
 	Visibility Visibility `protobuf:"varint,3,opt,name=visibility,proto3,enum=headrace.v1.Visibility" json:"visibility,omitempty"`
-	// The most experiments to return. Default 100 (also for 0), at most 1,000
-	// (more is taken as 1,000); negative is refused.
+	// The most experiments to return; about 1 MiB of them ends a page earlier.
+	// Default 100 (also for 0), at most 1,000 (more is taken as 1,000); negative
+	// is refused.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before; empty for the first. It belongs to
 	// this filter and order; with others it fails with PAGE_TOKEN_INVALID.

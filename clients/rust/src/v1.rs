@@ -2381,8 +2381,9 @@ pub struct SearchExperimentsRequest {
     /// Default ACTIVE.
     #[prost(enumeration = "Visibility", tag = "3")]
     pub visibility: i32,
-    /// The most experiments to return. Default 100 (also for 0), at most 1,000
-    /// (more is taken as 1,000); negative is refused.
+    /// The most experiments to return; about 1 MiB of them ends a page earlier.
+    /// Default 100 (also for 0), at most 1,000 (more is taken as 1,000); negative
+    /// is refused.
     #[prost(int32, tag = "4")]
     pub page_size: i32,
     /// next_page_token of the page before; empty for the first. It belongs to

@@ -1,6 +1,7 @@
 -- name: create
+-- Nothing when the name is taken, or when another call with this request id was faster.
 INSERT INTO workspaces (name, request_id) VALUES ($1, $2)
-ON CONFLICT (name) DO NOTHING
+ON CONFLICT DO NOTHING
 RETURNING workspace_id, name, created_at, archived_at;
 
 -- name: find

@@ -200,8 +200,9 @@ class SearchExperimentsRequest(google.protobuf.message.Message):
     visibility: headrace.v1.run_service_pb2.Visibility.ValueType
     """Default ACTIVE."""
     page_size: builtins.int
-    """The most experiments to return. Default 100 (also for 0), at most 1,000
-    (more is taken as 1,000); negative is refused.
+    """The most experiments to return; about 1 MiB of them ends a page earlier.
+    Default 100 (also for 0), at most 1,000 (more is taken as 1,000); negative
+    is refused.
     """
     page_token: builtins.str
     """next_page_token of the page before; empty for the first. It belongs to

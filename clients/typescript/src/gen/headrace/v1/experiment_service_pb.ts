@@ -248,8 +248,9 @@ export type SearchExperimentsRequest = Message<"headrace.v1.SearchExperimentsReq
   visibility: Visibility;
 
   /**
-   * The most experiments to return. Default 100 (also for 0), at most 1,000
-   * (more is taken as 1,000); negative is refused.
+   * The most experiments to return; about 1 MiB of them ends a page earlier.
+   * Default 100 (also for 0), at most 1,000 (more is taken as 1,000); negative
+   * is refused.
    *
    * @generated from field: int32 page_size = 4;
    */

@@ -1,5 +1,5 @@
-"""However much is known of runs, every answer that carries them reaches a client with gRPC's own
-limits: 4 MiB."""
+"""However much is known of runs and experiments, every answer that carries them reaches a client
+with gRPC's own limits: 4 MiB."""
 
 import asyncio
 import uuid
@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from headrace.client import Client
+from headrace.v1 import experiment_service_pb2 as experiment_pb
 from headrace.v1 import run_service_pb2 as pb
 
 from gateway.domain.runs import RUN_METRICS_MAX
@@ -86,6 +87,28 @@ async def test_notes_count_too(tracker: Tracker, experiment: str) -> None:
     page = await tracker.runs.SearchRuns(pb.SearchRunsRequest(experiments=[experiment]))
     assert page.ByteSize() < ANSWER_BYTES_MAX
     assert len(await tracker.search(experiments=[experiment])) == len(made)
+
+
+async def test_a_search_returns_all_experiments_however_long_their_descriptions_are(
+    tracker: Tracker, experiment: str
+) -> None:
+    made = [f"{experiment}/{number:02}" for number in range(40)]
+    for name in made:
+        await tracker.experiments.CreateExperiment(
+            experiment_pb.CreateExperimentRequest(name=name, description="d" * 65_000)
+        )
+    request = experiment_pb.SearchExperimentsRequest(
+        filter=f"name LIKE '{experiment}/%'", page_size=1_000
+    )
+    found: list[str] = []
+    while True:
+        page = await tracker.experiments.SearchExperiments(request)
+        assert page.ByteSize() < ANSWER_BYTES_MAX
+        found += [one.name for one in page.experiments]
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert found == made
 
 
 async def test_a_run_with_very_many_metrics_is_created_changed_and_finished(
