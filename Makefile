@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 # The tests start hundreds of processes: none shall compile its modules again.
 unexport PYTHONDONTWRITEBYTECODE
+# Compilers find a job server there that is not open to them.
+unexport MAKEFLAGS MFLAGS
 
 .PHONY: help
 help: ## list the targets
