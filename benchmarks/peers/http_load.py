@@ -6,6 +6,7 @@ carried is not.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,17 +27,28 @@ class Tally:
 
     Attributes:
         seconds: from the first request to the last answer.
-        succeeded: requests answered with a status below 300.
+        answered_s: when each request was answered that got a status below 300; in order.
         failed: all others.
         latencies_ms: of all of them.
         failures: an example of each kind of failure, and how often it happened.
     """
 
     seconds: float = 0.0
-    succeeded: int = 0
+    answered_s: list[float] = field(default_factory=list)
     failed: int = 0
     latencies_ms: list[float] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def succeeded(self) -> int:
+        """How many requests got a status below 300."""
+        return len(self.answered_s)
+
+    @property
+    def per_second(self) -> float:
+        """Successes a second, until 99 of 100 were answered: one that hangs is no rate."""
+        most = math.ceil(0.99 * self.succeeded)
+        return most / self.answered_s[most - 1] if most else 0.0
 
     def percentile_ms(self, percent: float) -> float:
         """Return a percentile of the latencies; 0 when there are none."""
@@ -85,7 +97,7 @@ async def hammer(
                     async with session.post(url, data=data) as answer:
                         text = await answer.text()
                         if answer.status < 300:
-                            tally.succeeded += 1
+                            tally.answered_s.append(time.perf_counter() - started)
                         else:
                             tally.fail(f"{answer.status} {text[:160]}")
                 except TimeoutError:

@@ -317,7 +317,7 @@ def _rates(kind: str, jobs: int, tally: Tally) -> dict[str, float]:
     points = BATCH_POINTS if kind.endswith("batch") else 1
     name = f"{kind}_{jobs}_jobs"
     return {
-        f"{name}_points_per_s": tally.succeeded * points / tally.seconds,
+        f"{name}_points_per_s": tally.per_second * points,
         f"{name}_p50_ms": tally.percentile_ms(50),
         f"{name}_p99_ms": tally.percentile_ms(99),
         f"{name}_failed_calls": tally.failed,

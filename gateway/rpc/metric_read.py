@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 from headrace.v1 import metric_service_pb2 as pb
+from headrace.wire_format import varint
 from numpy.typing import NDArray
 
 from gateway.domain.errors import HeadraceError, Reason
@@ -41,7 +42,6 @@ from gateway.domain.policies import RankAggregation, StepPolicy
 from gateway.domain.reads import ReadQuery, SeriesPart
 from gateway.rpc import fields
 from gateway.rpc.open_call import OpenCall, current_call
-from gateway.rpc.varint import varint
 from gateway.store.reading import MetricReading
 from gateway.store.summaries import SeriesQuery, SeriesSummary
 

@@ -16,12 +16,12 @@ from typing import Final
 import numpy as np
 from google.protobuf.message import DecodeError
 from headrace.v1.metric_service_pb2 import MetadataBatch, MetricBatch, WriteMetricsRequest
+from headrace.wire_format import varint
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.domain.limits import MESSAGE_BYTES_MAX
 from gateway.ingest.session import Batch
 from gateway.rpc.metadata import entries
-from gateway.rpc.varint import varint
 
 _BATCH_TAG: Final = 0x1A
 _FIRST_SEQUENCE: Final = b"\x08"

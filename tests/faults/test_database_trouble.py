@@ -51,7 +51,7 @@ _SETTINGS: Final = (
     *("--set", "flush_points_max=8192"),  # what flushes take counts to the formula's k
 )
 _PRESSING_STREAMS: Final = 32
-_PRESSING_BATCHES: Final = 16
+_PRESSING_BATCHES: Final = 20
 _BATCH_POINTS: Final = 4_096
 # The formula of test_memory.py; the streams offer twice as much.
 _STREAM_BYTES: Final = 2 * 128 * 1024 + 28 * _BATCH_POINTS + 60_000

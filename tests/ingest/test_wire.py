@@ -13,12 +13,12 @@ from headrace.v1.metric_service_pb2 import (
     MetricBatch,
     WriteMetricsRequest,
 )
+from headrace.wire_format import varint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.errors import HeadraceError, Reason
 from gateway.ingest.session import Batch
-from gateway.rpc.varint import varint
 from gateway.rpc.wire import decode
 
 _INT64 = st.integers(-(2**63), 2**63 - 1)

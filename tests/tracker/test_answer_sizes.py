@@ -1,5 +1,5 @@
-"""However much is known of runs and experiments, every answer that carries them reaches a client
-with gRPC's own limits: 4 MiB."""
+"""However many runs and experiments there are, and metrics of a run: the answers that carry them
+reach a client with gRPC's own limits, 4 MiB."""
 
 import asyncio
 import uuid
