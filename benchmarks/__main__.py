@@ -120,7 +120,7 @@ def main(  # noqa: PLR0917 - typer reads options from parameters
         int, typer.Option(min=1, help="Streams opened to weigh them.")
     ] = DEFAULTS.idle_streams,
     full: Annotated[
-        bool, typer.Option("--full", help="Every scenario: 13 to 15 minutes on two cores.")
+        bool, typer.Option("--full", help="Every scenario: 10 to 15 minutes on two cores.")
     ] = False,
     growth_points: Annotated[
         int | None,
