@@ -479,7 +479,7 @@ def test_a_reader_that_pauses_loses_its_connection_and_not_its_place(
     )
     content += b"".join(message.chunk for message in stream)
     assert content == source.read_bytes()
-    assert len(faults.reads()) == 2
+    assert len(faults.reads()) >= 2  # more where this process was held up once again
 
 
 @pytest.mark.parametrize(
